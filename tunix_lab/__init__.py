@@ -1,0 +1,50 @@
+"""tunix_lab: post-trains language models in JAX and makes every run an experiment.
+
+`import tunix_lab as tunix` gives the public classes of the library; each is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from tunix_lab._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from tunix_lab.data.tokenizer_adapter import TokenizerAdapter as TokenizerAdapter
+    from tunix_lab.generate.config import CacheConfig as CacheConfig
+    from tunix_lab.generate.sampler import Sampler as Sampler
+    from tunix_lab.generate.sampler import SamplerOutput as SamplerOutput
+    from tunix_lab.ops.weighted import WeightedMean as WeightedMean
+    from tunix_lab.sft.checkpoint_manager import CheckpointManager as CheckpointManager
+    from tunix_lab.sft.config import DPOTrainingConfig as DPOTrainingConfig
+    from tunix_lab.sft.config import MetricsLoggerOptions as MetricsLoggerOptions
+    from tunix_lab.sft.config import ProfilerOptions as ProfilerOptions
+    from tunix_lab.sft.config import TrainingConfig as TrainingConfig
+    from tunix_lab.sft.dpo.dpo_trainer import DPOTrainer as DPOTrainer
+    from tunix_lab.sft.hooks import DataHooks as DataHooks
+    from tunix_lab.sft.hooks import TrainingHooks as TrainingHooks
+    from tunix_lab.sft.metrics_logger import MetricsLogger as MetricsLogger
+    from tunix_lab.sft.peft_trainer import PeftTrainer as PeftTrainer
+    from tunix_lab.sft.peft_trainer import TrainingInput as TrainingInput
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "CacheConfig": "tunix_lab.generate.config",
+        "CheckpointManager": "tunix_lab.sft.checkpoint_manager",
+        "DPOTrainer": "tunix_lab.sft.dpo.dpo_trainer",
+        "DPOTrainingConfig": "tunix_lab.sft.config",
+        "DataHooks": "tunix_lab.sft.hooks",
+        "MetricsLogger": "tunix_lab.sft.metrics_logger",
+        "MetricsLoggerOptions": "tunix_lab.sft.config",
+        "PeftTrainer": "tunix_lab.sft.peft_trainer",
+        "ProfilerOptions": "tunix_lab.sft.config",
+        "Sampler": "tunix_lab.generate.sampler",
+        "SamplerOutput": "tunix_lab.generate.sampler",
+        "TokenizerAdapter": "tunix_lab.data.tokenizer_adapter",
+        "TrainingConfig": "tunix_lab.sft.config",
+        "TrainingHooks": "tunix_lab.sft.hooks",
+        "TrainingInput": "tunix_lab.sft.peft_trainer",
+        "WeightedMean": "tunix_lab.ops.weighted",
+    },
+)

@@ -1,0 +1,44 @@
+"""The `tunix-lab` command: registers the verbs, and turns a user's mistake into one message and an exit code."""
+
+import os
+import sys
+
+import typer
+
+from tunix_lab.cli.check import check
+from tunix_lab.cli.data import arithmetic, show, tokenizer
+from tunix_lab.cli.evaluate import evaluate
+from tunix_lab.cli.run import run
+from tunix_lab.cli.runs import runs
+from tunix_lab.cli.sample import sample
+from tunix_lab.cli.schema import schema
+from tunix_lab.cli.sync import sync
+from tunix_lab.cli.ui import ui
+from tunix_lab.errors import Stopped, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Post-train language models in JAX; every run is an experiment that can be found, compared and repeated.",
+)
+for verb in (run, check, schema, evaluate, sample, runs, ui, sync):
+    app.command()(verb)
+
+data = typer.Typer(no_args_is_help=True, help="Make the arithmetic datasets and their tokenizer; look at what a spec trains on.")
+for verb in (arithmetic, tokenizer, show):
+    data.command()(verb)
+app.add_typer(data, name="data")
+
+
+def main() -> None:
+    """The entry point."""
+    try:
+        app()
+    except (UserError, Stopped) as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever read the output has gone (`tunix-lab runs | head`); Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

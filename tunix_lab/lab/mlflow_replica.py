@@ -1,0 +1,340 @@
+"""The replica of one run in MLflow: makes each part of the record there, and finds what is there already.
+
+Every method may be repeated, and may be cut off at any point by a kill or a lost connection.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunix_lab.errors import EnvironmentProblem
+from tunix_lab.lab.journal import RunState
+from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint, short_name
+from tunix_lab.lab.mlflow_cursor import Cursor, new_values, save_cursor
+from tunix_lab.lab.mlflow_store import Store
+from tunix_lab.lab.mlflow_views import experiment_tags, write_experiment_tags
+from tunix_lab.lab.run_state import METRICS, MetricLine, read_events, read_metric_lines
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+BATCH = 900  # MLflow takes 1,000 metrics a request; a journal line has fewer than a hundred
+DIGEST_LIMIT = 36  # characters of a dataset's digest
+PARAM_LIMIT = 500
+SAMPLES = "samples/latest.json"
+# folder in the artifact store by file of the run directory
+_ARTIFACTS = {"spec.yaml": "spec", "resolved.yaml": "spec", "manifest.json": None, SAMPLES: "samples"}
+_LAST_ARTIFACTS = {
+    "samples/history.jsonl": "samples",
+    "metrics.json": None,
+    "report.md": None,
+    "report.html": None,
+}
+# Left alone, MLflow picks colours by a hash, and three runs in a chart are often two reds and a blue. After Okabe and Ito.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#8C564B", "#7F7F7F", "#B2182B")
+_MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+
+
+class RunDeleted(Exception):
+    """Somebody deleted the run in MLflow; it is not made again behind their back."""
+
+
+class Replica:
+    """Writes the run of `run_dir` to a store and keeps the cursor.
+
+    Args:
+      client: a client of the store.
+      store: the store.
+      run_dir: the run directory.
+      manifest: its manifest.
+      state: the run's state, read before anything else of the run directory.
+      cursor: what the store has; saved as parts arrive.
+    """
+
+    def __init__(
+        self,
+        client: "MlflowClient",
+        store: Store,
+        run_dir: Path,
+        manifest: Mapping[str, Any],
+        state: RunState,
+        cursor: Cursor,
+    ) -> None:
+        self.client = client
+        self.store = store
+        self.run_dir = run_dir
+        self.manifest = manifest
+        self.state = state
+        self.cursor = cursor
+        self.points = 0
+
+    def push(self) -> None:
+        """Brings the replica up to date with what the run directory holds now."""
+        run = self._ensure_run()
+        self._describe(run)
+        self._inputs()
+        known = (self.run_dir / METRICS).stat().st_size if self.state.attempt else 0
+        self._checkpoints()  # a line's checkpoint is journaled before it, so every line up to `known` finds its model
+        self._metrics(known)
+        self._artifacts(_ARTIFACTS)
+        self._link_parent()
+        if self.state.status != "running":
+            self._artifacts(_LAST_ARTIFACTS)
+            self._end()
+
+    def _save(self) -> None:
+        save_cursor(self.run_dir, self.store, self.cursor)
+
+    def _ensure_run(self) -> "Run":
+        run = self._known_run() or self._find_run(self.state.run_id) or self._create_run()
+        if run.info.lifecycle_stage == "deleted":
+            raise RunDeleted
+        if self.cursor.mlflow_run_id is None:
+            self.cursor.mlflow_run_id = run.info.run_id
+            self.cursor.experiment_id = run.info.experiment_id
+            self._save()
+        return run
+
+    def _known_run(self) -> "Run | None":
+        """The run that the cursor names; a store that lost it (a deleted database) is filled again from the start."""
+        from mlflow.exceptions import MlflowException
+
+        if self.cursor.mlflow_run_id is None:
+            return None
+        try:
+            return self.client.get_run(self.cursor.mlflow_run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        self.cursor = Cursor()
+        return None
+
+    def _find_run(self, run_id: str) -> "Run | None":
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        found = self.client.search_runs(experiments, f"tags.`lab.run_id` = '{run_id}'", max_results=1)
+        return found[0] if found else None
+
+    def _create_run(self) -> "Run":
+        experiment = self._ensure_experiment()
+        siblings = len(self.client.search_runs([experiment], max_results=1000))
+        return self.client.create_run(
+            experiment,
+            start_time=self.state.started_ms or None,
+            run_name=short_name(self.state.run_id),
+            tags={
+                "lab.run_id": self.state.run_id,
+                "mlflow.source.type": "LOCAL",
+                "mlflow.source.name": f"tunix-lab {self.manifest['kind']} {self.manifest['name']}",
+                "mlflow.runColor": _COLOURS[siblings % len(_COLOURS)],
+            },
+        )
+
+    def _ensure_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        name = self.manifest["experiment"]
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            root = self.store.artifact_root
+            location = None if root is None else (root / re.sub(r"[^\w.-]", "_", name)).as_uri()
+            try:
+                return self.client.create_experiment(name, artifact_location=location)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run was faster
+                    raise
+            experiment = self.client.get_experiment_by_name(name)
+        if experiment.lifecycle_stage == "deleted":
+            raise EnvironmentProblem(
+                f"experiment {name!r} was deleted in {self.store.shown}: restore it there "
+                f"(`mlflow experiments restore -x {experiment.experiment_id}`), or choose another tracking.experiment"
+            )
+        return experiment.experiment_id
+
+    def _describe(self, run: "Run") -> None:
+        """Parameters, tags and the experiment's page, once per attempt; a parameter that is there is never changed."""
+        import mlflow
+        from mlflow.entities import Param, RunTag
+
+        if self.cursor.attempt == self.state.attempt:
+            return
+        params = {name: _param_text(value) for name, value in self.manifest["params"].items()}
+        tags = {
+            "lab.kind": self.manifest["kind"],
+            "lab.attempt": str(self.state.attempt),
+            "mlflow.note.content": self.manifest.get("description") or "",
+            **{name: str(value) for name, value in self.manifest["tags"].items()},
+        }
+        self.client.log_batch(
+            run.info.run_id,
+            params=[Param(name, value) for name, value in params.items() if name not in run.data.params],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+            synchronous=True,
+        )
+        if self.manifest["kind"] == "train":
+            page = experiment_tags(
+                self.manifest["algorithm"],
+                self.manifest["primary_metric"],
+                self.manifest["higher_is_better"],
+                mlflow.__version__,
+            )
+            write_experiment_tags(self.client, self.cursor.experiment_id, page)
+        if self.cursor.attempt or run.info.status != "RUNNING":  # a resumed run is open again
+            self.client.update_run(run.info.run_id, status="RUNNING")
+        self.cursor.attempt, self.cursor.status = self.state.attempt, None
+        self._save()
+
+    def _inputs(self) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        if self.cursor.inputs:
+            return
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=entry["name"],
+                    digest=entry["digest"][:DIGEST_LIMIT],
+                    source_type="local",
+                    source=json.dumps({"uri": entry["path"]}),
+                    profile=json.dumps({"num_rows": entry["rows"]}),
+                ),
+                [InputTag("mlflow.data.context", entry["context"])],
+            )
+            for entry in self.manifest["datasets"]
+        ]
+        if inputs:
+            self.client.log_inputs(self.cursor.mlflow_run_id, datasets=inputs)
+        self.cursor.inputs = True
+        self._save()
+
+    def _metrics(self, until: int) -> None:
+        """Pushes the journal up to byte `until`."""
+        high, batch, end = dict(self.cursor.high), [], self.cursor.offset
+        for line in read_metric_lines(self.run_dir, self.cursor.offset):
+            if line.end > until:
+                break
+            batch += self._points(line, high)
+            end = line.end
+            if len(batch) >= BATCH:
+                self._push_batch(batch, high, end)
+                batch = []
+        if end > self.cursor.offset:
+            self._push_batch(batch, high, end)
+
+    def _push_batch(self, batch: "list[Metric]", high: Mapping[str, int], end: int) -> None:
+        self.client.log_batch(self.cursor.mlflow_run_id, metrics=batch, synchronous=True)
+        self.cursor.offset, self.cursor.high = end, dict(high)
+        self._save()
+        self.points += len(batch)
+
+    def _points(self, line: MetricLine, high: dict[str, int]) -> "list[Metric]":
+        """The new points of a journal line; moves `high` on.
+
+        Infinity becomes NaN (stored as such it would ruin the axis of every chart), and `health/nonfinite` counts both.
+        """
+        from mlflow.entities import Metric
+
+        values = new_values(line, high)
+        nonfinite = sum(not math.isfinite(value) for value in values.values())
+        if nonfinite and line.step > high.get("health/nonfinite", -1):
+            values["health/nonfinite"] = float(nonfinite)
+        high.update(dict.fromkeys(values, line.step))
+        return [
+            Metric(name, value if math.isfinite(value) else math.nan, line.t, line.step, **self._measured_on(line, name, value))
+            for name, value in values.items()
+        ]
+
+    def _measured_on(self, line: MetricLine, name: str, value: float) -> dict[str, str]:
+        """The checkpoint and dataset of an evaluation metric. (MLflow would show the NaN of a model's metric as 0.)"""
+        if line.checkpoint is None or not name.startswith("eval/") or not math.isfinite(value):
+            return {}
+        model_id = self._evaluated_model(line.checkpoint)
+        if model_id is None:
+            return {}
+        context = "test" if self.manifest["kind"] == "evaluate" else "validation"
+        dataset = next((entry for entry in self.manifest["datasets"] if entry["context"] == context), None)
+        if dataset is None:
+            return {"model_id": model_id}
+        return {"model_id": model_id, "dataset_name": dataset["name"], "dataset_digest": dataset["digest"][:DIGEST_LIMIT]}
+
+    def _evaluated_model(self, step: int) -> str | None:
+        """MLflow's id of the checkpoint of `step`: this run's own, or for an evaluation that of the run it evaluates."""
+        from mlflow.entities import LoggedModelInput
+
+        if str(step) not in self.cursor.models and self.manifest["kind"] == "evaluate":
+            parent = self.manifest["parent_run_id"] and self._find_run(self.manifest["parent_run_id"])
+            model_id = parent and find_checkpoint(self.client, parent, self.manifest["parent_run_id"], step)
+            if model_id:
+                self.client.log_inputs(self.cursor.mlflow_run_id, models=[LoggedModelInput(model_id)])
+                self.cursor.models[str(step)] = [model_id, ""]
+        entry = self.cursor.models.get(str(step))
+        return None if entry is None else entry[0]
+
+    def _checkpoints(self) -> None:
+        """One external LoggedModel per checkpoint: link and hashes. The weights stay where they are."""
+        for event in read_events(self.run_dir):
+            if event["kind"] != "checkpoint":
+                continue
+            model_id, digest = self.cursor.models.get(str(event["step"]), (None, None))
+            if digest == event["digest"]:
+                continue
+            tags = {"ckpt.path": event["path"], "ckpt.digest": event["digest"], "ckpt.bytes": str(event["bytes"])}
+            if model_id is None:
+                params = {
+                    "step": str(event["step"]),
+                    "algorithm": self.manifest["algorithm"],
+                    "seed": str(self.manifest.get("seed")),
+                }
+                run = self.client.get_run(self.cursor.mlflow_run_id)
+                model_id = log_checkpoint(self.client, run, self.state.run_id, event["step"], params, tags)
+            else:  # a resumed run wrote the checkpoint of this step again
+                self.client.set_logged_model_tags(model_id, tags)
+            self.cursor.models[str(event["step"])] = [model_id, event["digest"]]
+            self._save()
+
+    def _artifacts(self, artifacts: Mapping[str, str | None]) -> None:
+        """Uploads the files that are new or changed since the last pass."""
+        for name, folder in artifacts.items():
+            path = self.run_dir / name
+            if not path.exists():
+                continue
+            stat = path.stat()
+            signature = f"{stat.st_size} {stat.st_mtime_ns}"
+            if self.cursor.artifacts.get(name) == signature:
+                continue
+            self.client.log_artifact(self.cursor.mlflow_run_id, str(path), folder)
+            if name == SAMPLES:  # makes MLflow offer the file as a table that can be compared across runs
+                tables = json.dumps([{"path": SAMPLES, "type": "table"}])
+                self.client.set_tag(self.cursor.mlflow_run_id, "mlflow.loggedArtifacts", tables)
+            self.cursor.artifacts[name] = signature
+            self._save()
+
+    def _link_parent(self) -> None:
+        """Nests the run under its parent once the parent is in the store too."""
+        parent_id = self.manifest["parent_run_id"]
+        if parent_id is None or self.cursor.parent is not None:
+            return
+        self.client.set_tag(self.cursor.mlflow_run_id, "lab.parent_run_id", parent_id)
+        parent = self._find_run(parent_id)
+        if parent is not None:
+            self.client.set_tag(self.cursor.mlflow_run_id, "mlflow.parentRunId", parent.info.run_id)
+            self.cursor.parent = parent.info.run_id
+            self._save()
+
+    def _end(self) -> None:
+        if self.cursor.status == self.state.status:
+            return
+        if self.state.message:
+            self.client.set_tag(self.cursor.mlflow_run_id, "lab.message", self.state.message)
+        status = _MLFLOW_STATUS[self.state.status]
+        self.client.set_terminated(self.cursor.mlflow_run_id, status, end_time=self.state.ended_ms)
+        self.cursor.status = self.state.status
+        self._save()
+
+
+def _param_text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:PARAM_LIMIT]

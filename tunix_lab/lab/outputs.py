@@ -1,0 +1,96 @@
+"""What a finished run leaves: the model folder, headline numbers and curves, in the form that DVC versions and diffs."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from tunix_lab.data.tokenizer import Tokenizer
+from tunix_lab.errors import UserError
+from tunix_lab.lab.journal import find_run, read_metrics
+from tunix_lab.models.catalog import save_model
+from tunix_lab.models.config import ModelConfig
+from tunix_lab.sft.train_state import Params, digest
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk, and the run it comes from (None if it is from elsewhere)."""
+
+    folder: Path
+    run_id: str | None
+
+
+def write_model(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> str:
+    """Replaces `folder` by the model and its tokenizer, and returns the parameters' digest; the same model gives the same bytes."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_model(params, config, temporary)
+    tokenizer.save(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    return digest(params)
+
+
+def write_records(run_dir: Path, out: Path, record: dict[str, Any]) -> dict[str, float]:
+    """Writes metrics.json (last values), train.csv and eval.csv (curves) and run.json into `out`; returns the last values.
+
+    Throughput is left out: it differs from machine to machine, and these files are compared.
+    """
+    curves: dict[str, dict[int, dict[str, float]]] = {"train": defaultdict(dict), "eval": defaultdict(dict)}
+    for _, step, values in read_metrics(run_dir):
+        for name, value in values.items():
+            group, metric = name.split("/")
+            if group in curves:
+                curves[group][step][metric] = value
+    for group, steps in curves.items():
+        _write_csv(out / f"{group}.csv", steps)
+    last = {f"{group}/{name}": value for group, steps in curves.items() for step in sorted(steps) for name, value in steps[step].items()}
+    _write_json(out / "metrics.json", _nested(last))
+    _write_json(out / "run.json", record)
+    return last
+
+
+def find_model(home: Path, text: str) -> ModelFolder:
+    """The model that `text` names: a folder of weights, a folder that holds `final/`, or a run id (or its beginning or end).
+
+    Raises:
+      UserError: there is none.
+    """
+    given = Path(text)
+    for folder in (given, given / "final"):
+        if (folder / "config.json").is_file():
+            record = folder.parent / "run.json"
+            return ModelFolder(folder, json.loads(record.read_text())["run_id"] if record.is_file() else None)
+    if given.is_dir():
+        raise UserError(f"{text}: no model there (no config.json, and no final/ with one)")
+    run_dir = find_run(home, text)
+    record = run_dir / "run.json"
+    folder = home / json.loads(record.read_text())["model"] if record.is_file() else run_dir / "final"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"run {run_dir.name} has left no model at {folder}: it has not finished, or the folder was removed")
+    return ModelFolder(folder, run_dir.name)
+
+
+def _write_csv(path: Path, steps: dict[int, dict[str, float]]) -> None:
+    names = sorted({name for values in steps.values() for name in values})
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["step", *names])
+        writer.writerows([step, *(steps[step].get(name, "") for name in names)] for step in sorted(steps))
+
+
+def _nested(values: dict[str, float]) -> dict[str, dict[str, float]]:
+    """{"train/loss": 1} -> {"train": {"loss": 1}}, as `dvc metrics` likes it."""
+    nested: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, value in sorted(values.items()):
+        group, metric = name.split("/")
+        nested[group][metric] = value
+    return nested
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

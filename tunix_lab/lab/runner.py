@@ -1,0 +1,258 @@
+"""Executes one spec: plan, run directory, training, outputs; whatever happens, the record says so."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from tunix_lab.data.tokenizer import Tokenizer
+from tunix_lab.errors import EnvironmentProblem, Stopped, TrainingFailed, UserError
+from tunix_lab.lab import build
+from tunix_lab.lab.journal import Journal, list_runs, new_run_id, read_manifest
+from tunix_lab.lab.journal_logger import JournalLogger
+from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_manifest
+from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
+from tunix_lab.lab.outputs import write_model, write_records
+from tunix_lab.lab.plan import missing_upstream
+from tunix_lab.lab.samples import Samples, load_scorer
+from tunix_lab.lab.system_metrics import SystemMetrics
+from tunix_lab.lab.versioning import make_upstream
+from tunix_lab.sft.hooks import TrainingHooks
+from tunix_lab.sft.peft_trainer import PeftTrainer
+from tunix_lab.spec import ExperimentSpec, LabSettings, LoadedSpec, resolved_yaml, tracking_uri, upstream
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+      run_id: of the run.
+      out: folder with `final/`, metrics.json, the curves and run.json.
+      metrics: last value of every train and eval metric.
+      synced: whether the tracking store has everything; None if nothing was to be sent.
+    """
+
+    run_id: str
+    out: Path
+    metrics: dict[str, float]
+    synced: bool | None
+
+
+def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | None = None, fresh: bool = False) -> RunResult:
+    """Runs an experiment, or goes on with its interrupted run.
+
+    Args:
+      loaded: the spec.
+      home: the project folder.
+      settings: tracking address, cache folder.
+      out: where the outputs go; None is the run directory.
+      fresh: start anew even where an interrupted run could be continued.
+
+    Raises:
+      UserError: spec, data or upstream cannot be used.
+      TrainingFailed: the loss stopped being a number.
+      Stopped: SIGINT or SIGTERM came; a checkpoint was saved.
+    """
+    spec = loaded.spec
+    _make_missing(spec, home)
+    jax.config.update("jax_compilation_cache_dir", str(settings.cache_dir / "jax"))
+    mesh = build.build_mesh(spec)
+    tokenizer = Tokenizer.load(home / spec.tokenizer.path)
+    base_folder = build.base_folder(spec, home)
+    data = build.build_data(spec, home, tokenizer)
+    inputs = digest_inputs(spec, home, base_folder)
+    run_id = None if fresh else interrupted_run(home, spec, inputs)
+    if run_id is not None:
+        _say(f"continuing interrupted run {run_id} (--fresh starts anew)")
+    run_id = run_id or new_run_id(spec.name)
+    run_dir = home / "runs" / run_id
+    out = out or run_dir
+    with Journal.open(run_dir) as journal:
+        if journal.attempt == 1:
+            manifest = make_manifest(
+                spec,
+                inputs,
+                home=home,
+                run_id=run_id,
+                parent_run_id=_parent(base_folder),
+                rows={"train": len(data.train.rows), "validation": len(data.validation.rows)},
+                devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            )
+            write_manifest(run_dir, manifest, loaded.source_text, resolved_yaml(spec))
+            for split in (data.train, data.validation):
+                journal.event("ledger", **split.ledger.summary())
+        _say(f"run {run_id}")
+        follower = None if settings.sync == "off" else start_follower(run_dir, tracking_uri(settings, home))
+        metrics = _execute(spec, home, journal, mesh, tokenizer, data, inputs, out)
+    synced = None if follower is None else wait_follower(follower, settings.sync_drain_seconds)
+    return RunResult(run_id, out, metrics, synced)
+
+
+def _execute(
+    spec: ExperimentSpec, home: Path, journal: Journal, mesh: Any, tokenizer: Tokenizer, data: build.Data, inputs: Inputs, out: Path
+) -> dict[str, float]:
+    """Trains and writes the outputs; returns the last metrics."""
+    base = build.build_base(spec, home, mesh, tokenizer)
+    model = build.build_model(spec, base, mesh)
+    checkpoints = home / "checkpoints" / inputs.identity(spec)[:16] / journal.run_id
+
+    def on_saved(step: int, path: Path, digest: str) -> None:
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        journal.checkpoint(step, path.relative_to(home).as_posix(), digest, size)
+
+    logger = JournalLogger(journal, log_every=spec.training.log_every, last_step=spec.training.max_steps)
+    trainer = build.build_trainer(
+        spec, model, base, tokenizer, checkpoints=checkpoints, logger=logger, on_saved=on_saved
+    )
+    if trainer.train_steps:
+        journal.event("resumed", step=trainer.train_steps)
+        _say(f"resuming after step {trainer.train_steps} of {spec.training.max_steps}")
+    trainer.with_training_hooks(_LabHooks(spec, home, journal, model, tokenizer, data))
+    with SystemMetrics(journal, device_memory=_device_memory), _stop_on_signals(trainer) as received:
+        trainer.train(data.train_batches, data.eval_batches)
+        trainer.close()
+    if trainer.stopped_early:
+        raise Stopped(received[0])
+    out.mkdir(parents=True, exist_ok=True)
+    params = build.final_params(spec, trainer, home, mesh, tokenizer)
+    digest = write_model(params, base.config, tokenizer, out / "final")
+    journal.event("output", path=_relative(out / "final", home), digest=digest)
+    record = {"run_id": journal.run_id, "name": spec.name, "params_digest": digest, "step": trainer.train_steps}
+    record |= {"model": _relative(out / "final", home)}
+    (journal.run_dir / "run.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+    return write_records(journal.run_dir, out, record)
+
+
+class _LabHooks(TrainingHooks):
+    """Samples when they are due, and an end to training on numbers that are none."""
+
+    def __init__(
+        self, spec: ExperimentSpec, home: Path, journal: Journal, model: nnx.Module, tokenizer: Tokenizer, data: build.Data
+    ):
+        self._journal = journal
+        self._section = spec.samples
+        self._sampled: int | None = None
+        if spec.samples is not None:
+            self._samples = Samples(
+                model,
+                tokenizer,
+                data.validation.rows[: spec.samples.count],
+                max_new_tokens=spec.samples.max_new_tokens,
+                temperature=spec.samples.temperature,
+                seed=spec.seed,
+                scorer=load_scorer(spec.samples.scorer, home),
+            )
+
+    def on_train_begin(self, trainer: PeftTrainer) -> None:
+        if trainer.train_steps == 0:
+            self._sample(trainer)
+
+    def on_update(self, trainer: PeftTrainer) -> None:
+        if self._section is not None and trainer.train_steps % self._section.every == 0:
+            self._sample(trainer)
+
+    def on_train_step_end(self, trainer: PeftTrainer, train_step: int, train_loss: float) -> None:
+        if train_loss != train_loss or abs(train_loss) == float("inf"):
+            raise TrainingFailed(
+                f"the loss of step {train_step} is {train_loss}: lower optimizer.learning_rate or optimizer.clip_norm; "
+                f"the last good checkpoint is step {trainer.checkpoint_manager.latest_step()}"
+            )
+
+    def on_train_end(self, trainer: PeftTrainer) -> None:
+        if not trainer.stopped_early:
+            self._sample(trainer)
+
+    def _sample(self, trainer: PeftTrainer) -> None:
+        step = trainer.train_steps
+        if self._section is None or self._sampled == step:
+            return
+        self._sampled = step
+        rows, score = self._samples.generate(nnx.state(trainer.model))
+        self._journal.samples(step, rows)
+        if score is not None:
+            self._journal.metrics(step, {f"eval/{self._section.scorer.rpartition(':')[2]}": score}, checkpoint=step)
+
+
+def interrupted_run(home: Path, spec: ExperimentSpec, inputs: Inputs) -> str | None:
+    """The newest run of this very experiment that did not finish and is not alive; a changed input makes it another experiment."""
+    identity = inputs.identity(spec)
+    for state in list_runs(home):
+        if state.status == "finished" or not (state.run_dir / "manifest.json").is_file():
+            continue
+        manifest = read_manifest(state.run_dir)
+        if manifest["name"] != spec.name or manifest.get("identity") is None:
+            continue
+        if manifest["identity"] == identity:
+            if state.status == "running":
+                raise EnvironmentProblem(
+                    f"this experiment is running already as {state.run_id} (pid {state.pid} on {state.host}): "
+                    "wait for it or stop it, or start another with --fresh"
+                )
+            return state.run_id
+    return None
+
+
+def _make_missing(spec: ExperimentSpec, home: Path) -> None:
+    """Makes the output of the upstream experiment if it is not there, and says so first."""
+    name = upstream(spec)
+    plan = missing_upstream(home, name)
+    if plan or (name is not None and not build.base_folder(spec, home).is_dir()):
+        _say(f"{spec.name} starts from the output of {name}, which is missing")
+        _say(f"plan: dvc repro {name} ({' → '.join(plan)}), then {spec.name}")
+        make_upstream(home, name)
+    for path in (home / spec.tokenizer.path, home / spec.data.train, home / spec.data.validation):
+        if not path.exists():
+            raise UserError(f"{path} does not exist: `dvc repro {spec.name}` makes what the experiment needs, or mend its path in the spec")
+
+
+def _parent(base: Path | None) -> str | None:
+    """The run that made the starting weights, if they came with their record."""
+    record = None if base is None else base.parent / "run.json"
+    return json.loads(record.read_text())["run_id"] if record is not None and record.is_file() else None
+
+
+@contextlib.contextmanager
+def _stop_on_signals(trainer: PeftTrainer) -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM asks the trainer to stop after its update and save; a second one ends at once."""
+    received: list[int] = []
+
+    def stop(signum: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signum)
+        _say(f"{signal.Signals(signum).name}: stopping after this step; once more ends at once")
+        trainer.request_stop()
+
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _device_memory() -> dict[str, float]:
+    """Memory in use by device, where the backend can tell (a CPU cannot)."""
+    used = {}
+    for device in jax.local_devices():
+        stats = device.memory_stats()
+        if stats:
+            used[f"{device.platform}_{device.id}_memory_usage_megabytes"] = stats["bytes_in_use"] / 1e6
+    return used
+
+
+def _relative(path: Path, home: Path) -> str:
+    path = path.absolute()
+    return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The decoder, its families, and their weights on disk."""

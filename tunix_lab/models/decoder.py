@@ -1,0 +1,100 @@
+"""The decoder-only transformer that serves every model family; a family is a `ModelConfig` and a name map."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from tunix_lab.models.attention import Attention, LayerCache
+from tunix_lab.models.config import ModelConfig
+from tunix_lab.models.layers import Embedder, FeedForward, RMSNorm
+from tunix_lab.ops.masks import causal_mask
+
+# Key-value cache of a model: "layer_<i>" -> that layer's cache. Made by `generate.cache`.
+Cache = dict[str, LayerCache]
+
+
+class Block(nnx.Module):
+    """x + norm(attention(norm(x))), then the same with the feed-forward layer: norms before and after each."""
+
+    def __init__(self, config: ModelConfig, layer: int, rngs: nnx.Rngs):
+        self.pre_attention_norm = RMSNorm(config.embed_dim, config)
+        self.attn = Attention(config, layer, rngs)
+        self.post_attention_norm = RMSNorm(config.embed_dim, config)
+        self.pre_ffw_norm = RMSNorm(config.embed_dim, config)
+        self.mlp = FeedForward(config, rngs)
+        self.post_ffw_norm = RMSNorm(config.embed_dim, config)
+
+    def __call__(self, x, positions, cache, attention_mask):
+        attended, cache = self.attn(self.pre_attention_norm(x), positions, cache, attention_mask)
+        x = x + self.post_attention_norm(attended)
+        return x + self.post_ffw_norm(self.mlp(self.pre_ffw_norm(x))), cache
+
+
+class Decoder(nnx.Module):
+    """Tokens to logits."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embedder = Embedder(config, rngs)
+        self.layers = nnx.List([Block(config, layer, rngs) for layer in range(config.num_layers)])
+        self.final_norm = RMSNorm(config.embed_dim, config)
+
+    def __call__(
+        self,
+        input_tokens: Int[Array, "batch seq"],
+        positions: Int[Array, "batch seq"],
+        cache: Cache | None = None,
+        attention_mask: Bool[Array, "batch seq key"] | None = None,
+        *,
+        skip_lm_head: bool = False,
+    ) -> tuple[Float[Array, "batch seq out"], Cache | None]:
+        """Runs the model.
+
+        Args:
+          input_tokens: token ids.
+          positions: position of each token in its own text, from 0.
+          cache: where keys and values are written and read, for decoding; None attends within `input_tokens`.
+          attention_mask: [b, t, s], True where token t may see slot s, causality included; slots are the sequence itself or, with
+            a cache, the first `key` slots of the cache. None is plain causality without padding.
+          skip_lm_head: return the final hidden states, for `ops.logps.token_logps`, which needs no [B, T, V] array.
+
+        Returns:
+          Logits in float32 [batch, seq, vocab], or hidden states [batch, seq, embed]; and the updated cache.
+        """
+        if attention_mask is None:
+            attention_mask = causal_mask(jnp.ones(input_tokens.shape, bool))
+        x = self.embedder.encode(input_tokens)
+        new_cache: Cache = {}
+        for i, block in enumerate(self.layers):
+            x, layer_cache = block(x, positions, None if cache is None else cache[f"layer_{i}"], attention_mask)
+            if layer_cache is not None:
+                new_cache[f"layer_{i}"] = layer_cache
+        x = self.final_norm(x)
+        if not skip_lm_head:
+            x = jnp.einsum("btd,vd->btv", x, self.head(), preferred_element_type=jnp.float32)
+        return x, new_cache or None
+
+    def head(self) -> Float[Array, "vocab embed"]:
+        """The output head: logits are hidden · headᵀ."""
+        return self.embedder.head()
+
+    def get_model_input(self) -> dict[str, Array | None]:
+        """Arguments of a smallest call, as `qwix.apply_lora_to_model` wants them."""
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        return {"input_tokens": tokens, "positions": jnp.arange(2)[None], "cache": None, "attention_mask": None}
+
+
+def init_decoder(config: ModelConfig, seed: int, shardings=None) -> Decoder:
+    """A decoder with random weights; drawn on the device, in place if `shardings` maps its abstract state to shardings.
+
+    Args:
+      config: its shape.
+      seed: the same seed gives the same weights on any mesh.
+      shardings: function from the abstract `nnx.State` to a state of shardings, or None.
+    """
+    build = lambda: Decoder(config, rngs=nnx.Rngs(params=seed))  # noqa: E731
+    graph, abstract = nnx.split(nnx.eval_shape(build))
+    out_shardings = None if shardings is None else shardings(abstract)
+    state = jax.jit(lambda: nnx.state(build()), out_shardings=out_shardings)()
+    return nnx.merge(graph, state)

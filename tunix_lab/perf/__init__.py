@@ -1,0 +1,1 @@
+"""Measuring where time and memory go."""

@@ -1,0 +1,142 @@
+"""Checkpoints of a training run: written atomically by Orbax, and only believed when they still have the digest they were written with."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from tunix_lab.errors import UserError
+from tunix_lab.sft.train_state import Params, digest
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointManager:
+    """Saves and restores parameters, optimizer state and a JSON record under `<root>/<step>/`.
+
+    Without a root directory it saves nothing and finds nothing.
+    """
+
+    def __init__(
+        self,
+        root_directory: str | Path | None = None,
+        options: ocp.CheckpointManagerOptions | None = None,
+        *,
+        on_saved: Callable[[int, Path, str], None] | None = None,
+    ):
+        """Opens the folder.
+
+        Args:
+          root_directory: where checkpoints live; None for none.
+          options: Orbax's cadence and retention; None saves every update that asks for it and keeps three.
+          on_saved: called with step, folder and parameter digest once a checkpoint is complete on disk.
+        """
+        self._manager = None
+        self._on_saved = on_saved
+        self._unreported: tuple[int, str] | None = None
+        if root_directory is not None:
+            options = options or ocp.CheckpointManagerOptions(max_to_keep=3)
+            self._manager = ocp.CheckpointManager(Path(root_directory).absolute(), options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest complete step on disk."""
+        return None if self._manager is None else self._manager.latest_step()
+
+    def is_due(self, step: int) -> bool:
+        """Whether the options ask for a checkpoint after update `step`."""
+        return self._manager is not None and self._manager.should_save(step)
+
+    def save(self, step: int, params: Params, opt_state: Any, record: dict[str, Any]) -> bool:
+        """Starts writing a checkpoint, in the background; the arrays may be overwritten once this returns.
+
+        Args:
+          step: optimizer updates made.
+          params: the trained parameters.
+          opt_state: the optimizer's state.
+          record: JSON: counters, the data iterator's state, hashes, the user's metadata.
+
+        Returns:
+          Whether a checkpoint was written (False if this step already has one, or there is no folder).
+        """
+        if self._manager is None or step == self.latest_step():
+            return False
+        self._report()
+        params_digest = _digest(params)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                opt_state=ocp.args.StandardSave(opt_state),
+                record=ocp.args.JsonSave({**record, "params_digest": params_digest}),
+            ),
+            force=True,
+        )
+        self._unreported = (step, params_digest)
+        return True
+
+    def restore(self, params: Params, opt_state: Any) -> tuple[int, Params, Any, dict[str, Any]] | None:
+        """The newest checkpoint that verifies, placed like the arrays given; None if there is none.
+
+        A checkpoint that cannot be read, or whose parameters no longer have their digest, is named in a warning and skipped.
+
+        Raises:
+          UserError: if checkpoints exist and none can be used.
+        """
+        steps = [] if self._manager is None else sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return step, *self._restore_step(step, params, opt_state)
+            except (ValueError, KeyError, OSError) as error:
+                logger.warning("checkpoint %s of step %d is unusable and skipped: %s", self._manager.directory, step, error)
+        if steps:
+            raise UserError(
+                f"{self._manager.directory}: none of the checkpoints {sorted(steps)} can be restored into this model; "
+                "delete the folder or choose another to start anew"
+            )
+        return None
+
+    def _restore_step(self, step: int, params: Params, opt_state: Any) -> tuple[Params, Any, dict[str, Any]]:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (params, opt_state))
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract[0]),
+                opt_state=ocp.args.StandardRestore(abstract[1]),
+                record=ocp.args.JsonRestore(),
+            ),
+        )
+        written, read = restored.record["params_digest"], _digest(restored.params)
+        if written != read:
+            raise ValueError(f"its parameters have digest {read[:12]}, written was {written[:12]}")
+        return restored.params, restored.opt_state, restored.record
+
+    def wait(self) -> None:
+        """Returns once everything is on disk."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._report()
+
+    def close(self) -> None:
+        """Finishes writing and lets go of the folder."""
+        if self._manager is not None:
+            self.wait()
+            self._manager.close()
+
+    def _report(self) -> None:
+        if self._unreported is None:
+            return
+        step, params_digest = self._unreported
+        self._manager.wait_until_finished()
+        self._unreported = None
+        if self._on_saved is not None:
+            self._on_saved(step, Path(self._manager.directory) / str(step), params_digest)
+
+
+def _digest(params: Params) -> str:
+    """The digest of the parameters; of several processes none holds them all, so there only names and shapes count."""
+    if all(array.is_fully_addressable for array in params.values()):
+        return digest(params)
+    return digest({name: jax.numpy.zeros(()) for name in params})

@@ -1,0 +1,1 @@
+"""Preference training: DPO and ORPO."""

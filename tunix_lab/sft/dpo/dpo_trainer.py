@@ -1,0 +1,151 @@
+"""Preference training on pairs of answers: DPO against a frozen reference, ORPO without one."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tunix_lab.data.pairs import tokenize_pairs
+from tunix_lab.ops.masks import causal_mask, positions_from_mask
+from tunix_lab.ops.logps import sum_logps
+from tunix_lab.ops.preference import dpo_loss, orpo_odds_loss
+from tunix_lab.ops.weighted import WeightedMean
+from tunix_lab.sft.config import DPOTrainingConfig as DPOTrainingConfig
+from tunix_lab.sft.losses import next_token_logps
+from tunix_lab.sft.peft_trainer import PeftTrainer
+from tunix_lab.sft.train_state import copy_shared
+
+# Keys of a tokenised batch; shapes in `tokenize_pairs`.
+_TOKENISED = ("prompt_ids", "prompt_mask", "chosen_ids", "chosen_mask", "rejected_ids", "rejected_mask")
+
+
+class DPOTrainer(PeftTrainer):
+    """Trains a policy to prefer the chosen answer of each pair.
+
+    A batch is a mapping with `prompts`, `chosen_responses` and `rejected_responses` (strings, the prompt rendered already), or a
+    tokenised one with the keys that `data.pairs.tokenize_pairs` gives.
+
+    Metrics, averaged over pairs: `margin` = rewards of chosen minus rejected, where the reward is β·(log π − log π_ref) (ORPO:
+    λ·mean log π); `accuracy` = share of pairs with margin > 0, a tie counts one half; `chosen_logp`, `rejected_logp` = summed
+    log-probabilities, nats.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        ref_model: nnx.Module | None,
+        optimizer: optax.GradientTransformation,
+        training_config: DPOTrainingConfig,
+        tokenizer: Any = None,
+        **trainer_options: Any,
+    ):
+        """Prepares training.
+
+        Args:
+          model: the policy.
+          ref_model: the frozen reference of DPO; None takes the policy with its adapters off, so the policy must then have some.
+            ORPO needs none.
+          optimizer: the whole optimizer, clipping included.
+          training_config: how to run, and which algorithm.
+          tokenizer: needed for string batches only.
+          **trainer_options: the keyword arguments of `PeftTrainer`.
+
+        Raises:
+          ValueError: DPO without reference and without adapters.
+        """
+        self.tokenizer = tokenizer
+        self._ref_leaves = nnx.state(ref_model) if ref_model is not None else nnx.State({})
+        super().__init__(model, optimizer, training_config, **trainer_options)
+        self._reference_logps = None
+        if training_config.algorithm == "dpo":
+            self._reference_logps = self._make_reference(ref_model)
+        self.with_loss_fn(self._preference_loss, has_aux=True)
+        self.with_gen_model_input_fn(lambda batch: {"batch": batch})
+
+    def _make_reference(self, ref_model: nnx.Module | None):
+        """`f(batch) -> (chosen, rejected)` summed log-probabilities under the reference."""
+        if ref_model is not None:
+            graph, reference = nnx.split(ref_model)
+            compiled = jax.jit(lambda state, batch: answer_logps(nnx.merge(graph, state), batch)[:2])
+            return lambda batch: compiled(reference, batch)
+        if not self.is_lora:
+            raise ValueError("DPO needs a reference: pass ref_model, or a policy with adapters (its base is the reference then)")
+        # An adapter whose factors are zero adds exactly nothing: the base model, without a second copy of it.
+        off = jax.tree.map(jnp.zeros_like, self._state.params)
+        compiled = jax.jit(lambda rest, batch: answer_logps(self._parts.merge(off, rest), batch)[:2])
+        return lambda batch: compiled(self._state.rest, batch)
+
+    def _own(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return copy_shared(params, self._ref_leaves)
+
+    def _prepare_inputs(self, input_data: Any) -> dict[str, Any]:
+        named = input_data if isinstance(input_data, Mapping) else dataclasses.asdict(input_data)
+        batch = {key: named[key] for key in _TOKENISED} if "prompt_ids" in named else self._tokenize(named)
+        if self._reference_logps is not None:
+            chosen, rejected = self._reference_logps(self._place(batch, leading=0))
+            batch = batch | {"ref_chosen": chosen, "ref_rejected": rejected}
+        return batch
+
+    def _tokenize(self, named: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        if self.tokenizer is None:
+            raise ValueError("string batches need a tokenizer: DPOTrainer(…, tokenizer=…)")
+        return tokenize_pairs(
+            self.tokenizer,
+            named["prompts"],
+            named["chosen_responses"],
+            named["rejected_responses"],
+            max_prompt_length=self.config.max_prompt_length,
+            max_response_length=self.config.max_response_length,
+        )
+
+    def _count_tokens(self, inputs: Any) -> int:
+        return int(2 * np.sum(inputs["prompt_mask"]) + np.sum(inputs["chosen_mask"]) + np.sum(inputs["rejected_mask"]))
+
+    def _preference_loss(self, model: nnx.Module, batch: dict[str, Array]) -> tuple[WeightedMean, dict[str, WeightedMean]]:
+        config: DPOTrainingConfig = self.config
+        chosen, rejected, n_chosen, n_rejected = answer_logps(model, batch)
+        if config.algorithm == "dpo":
+            ref_chosen, ref_rejected = batch["ref_chosen"], batch["ref_rejected"]
+            losses = dpo_loss(
+                chosen, rejected, ref_chosen, ref_rejected, beta=config.beta, label_smoothing=config.label_smoothing
+            )
+            margin = config.beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+        else:
+            mean_chosen, mean_rejected = chosen / jnp.maximum(n_chosen, 1), rejected / jnp.maximum(n_rejected, 1)
+            odds = orpo_odds_loss(mean_chosen, mean_rejected, label_smoothing=config.label_smoothing)
+            losses = -mean_chosen + config.lambda_orpo * odds
+            margin = config.lambda_orpo * (mean_chosen - mean_rejected)
+        is_pair = (n_chosen > 0) & (n_rejected > 0)  # rows that only fill up a batch have no answers
+        aux = {
+            "margin": margin,
+            "accuracy": jnp.where(margin == 0, 0.5, margin > 0),
+            "chosen_logp": chosen,
+            "rejected_logp": rejected,
+        }
+        return WeightedMean.of(losses, is_pair), {name: WeightedMean.of(value, is_pair) for name, value in aux.items()}
+
+
+def answer_logps(
+    model: nnx.Module, batch: Mapping[str, Array]
+) -> tuple[Float[Array, " pair"], Float[Array, " pair"], Float[Array, " pair"], Float[Array, " pair"]]:
+    """Summed log-probabilities (nats) of the chosen and of the rejected answers given the prompt, and their numbers of tokens.
+
+    Both answers go through the model as one batch of 2 · pair rows.
+    """
+    prompt_length = batch["prompt_ids"].shape[1]
+    answer_mask = jnp.concatenate([batch["chosen_mask"], batch["rejected_mask"]])
+    answers = jnp.concatenate([batch["chosen_ids"], batch["rejected_ids"]])
+    tokens = jnp.concatenate([jnp.tile(batch["prompt_ids"], (2, 1)), answers], axis=1)
+    valid = jnp.concatenate([jnp.tile(batch["prompt_mask"], (2, 1)), answer_mask], axis=1)
+    logps = next_token_logps(model, tokens, positions_from_mask(valid), causal_mask(valid), start=prompt_length - 1)
+    sums = sum_logps(logps, answer_mask)
+    counts = answer_mask.sum(axis=-1).astype(jnp.float32)
+    chosen, rejected = jnp.split(sums, 2)
+    n_chosen, n_rejected = jnp.split(counts, 2)
+    return chosen, rejected, n_chosen, n_rejected

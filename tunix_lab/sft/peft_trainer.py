@@ -1,0 +1,417 @@
+"""The training loop: any nnx model, any loss, full weights or adapters."""
+
+import dataclasses
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+
+from tunix_lab.models.sharding import place_batch
+from tunix_lab.ops.weighted import WeightedMean
+from tunix_lab.perf.trace import NoopTracer, Tracer
+from tunix_lab.sft.checkpoint_manager import CheckpointManager
+from tunix_lab.sft.config import MetricsLoggerOptions as MetricsLoggerOptions
+from tunix_lab.sft.config import TrainingConfig as TrainingConfig
+from tunix_lab.sft.hooks import DataHooks, TrainingHooks
+from tunix_lab.sft.inflight_throttler import InflightThrottler
+from tunix_lab.sft.losses import next_token_loss
+from tunix_lab.sft.metrics_logger import MetricsLogger, Mode
+from tunix_lab.sft.profiler import Profiler
+from tunix_lab.sft.progress_bar import ProgressBar
+from tunix_lab.sft.train_state import TrainState, copy_shared, init_opt_state, is_lora_model, mesh_of, split_model
+from tunix_lab.sft.train_step import as_weighted, make_eval_step, make_train_step
+
+logger = logging.getLogger(__name__)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingInput:
+    """A supervised batch.
+
+    Attributes:
+      input_tokens: [batch, seq] token ids.
+      input_mask: [batch, seq], True where a token is a training target.
+    """
+
+    input_tokens: Any
+    input_mask: Any
+
+
+@runtime_checkable
+class ResumableIterator(Protocol):
+    """An iterator, such as grain's, that can say where it is and go back there."""
+
+    def get_state(self) -> Any: ...
+
+    def set_state(self, state: Any) -> None: ...
+
+
+class PeftTrainer:
+    """Trains a model on batches.
+
+    One update reads `gradient_accumulation_steps` batches of the dataset, adds their unreduced losses and gradients inside one
+    compiled step, divides once and applies the optimizer. If the model has LoRA parameters only those are trained.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        optimizer: optax.GradientTransformation,
+        training_config: TrainingConfig,
+        metrics_logger: MetricsLogger | None = None,
+        perf_tracer: Tracer | None = None,
+        *,
+        checkpoint_manager: CheckpointManager | None = None,
+    ):
+        """Prepares training, and restores the newest usable checkpoint of `training_config.checkpoint_root_directory`.
+
+        Args:
+          model: any nnx module; updated in place.
+          optimizer: the whole optimizer, clipping included.
+          training_config: how to run.
+          metrics_logger: where metrics go; None makes one from `training_config.metrics_logging_options`.
+          perf_tracer: times the parts of the loop; None times nothing.
+          checkpoint_manager: in place of the one that `training_config` describes.
+        """
+        self.config = training_config
+        self.optimizer = optimizer
+        self.metrics_logger = metrics_logger or MetricsLogger(
+            training_config.metrics_logging_options, prefix=training_config.metrics_prefix
+        )
+        self.perf_tracer = perf_tracer or NoopTracer()
+        self.checkpoint_manager = checkpoint_manager or CheckpointManager(
+            training_config.checkpoint_root_directory, training_config.checkpointing_options
+        )
+        self.training_hooks = TrainingHooks()
+        self.data_hooks: DataHooks | None = None
+        self.is_lora = is_lora_model(model)
+        self._model = model
+        self._parts, params, rest = split_model(model)
+        params = self._own(params)
+        self._state = TrainState(params, rest, init_opt_state(optimizer, params))
+        self._mesh = mesh_of(params)
+        self._throttler = InflightThrottler(training_config.max_inflight_computations)
+        self._train_steps = 0
+        self._iter_steps = 0
+        self._stop_requested = False
+        self._data_iterator: Iterator[Any] | None = None
+        self._data_state: Any = None
+        self._unwritten: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
+        self._loss_fn: Callable[..., Any] = next_token_loss
+        self._has_aux = False
+        self._gen_model_input_fn: Callable[[Any], dict[str, Any]] = _as_kwargs
+        self._compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._restore()
+
+    # ---- what can be configured ------------------------------------------------------------------------------------
+
+    def with_loss_fn(self, loss_fn: Callable[..., Any], has_aux: bool = False) -> "PeftTrainer":
+        """Replaces the loss.
+
+        Args:
+          loss_fn: `loss_fn(model, **inputs)`, `inputs` from `gen_model_input_fn`. Returns a `WeightedMean` (divided once per
+            update), or a scalar, which counts as one whatever it was averaged over.
+          has_aux: whether it returns `(loss, {name: scalar or WeightedMean})`; the named values are logged.
+        """
+        self._loss_fn, self._has_aux = loss_fn, has_aux
+        self.clear_jit_cache()
+        return self
+
+    def with_gen_model_input_fn(self, gen_model_input_fn: Callable[[Any], dict[str, Any]]) -> "PeftTrainer":
+        """Replaces the function that turns a batch into keyword arguments of the loss; it runs inside the compiled step."""
+        self._gen_model_input_fn = gen_model_input_fn
+        self.clear_jit_cache()
+        return self
+
+    def with_training_hooks(self, training_hooks: TrainingHooks) -> "PeftTrainer":
+        """Installs hooks; see `sft.hooks` for their order."""
+        self.training_hooks = training_hooks
+        return self
+
+    def with_data_hooks(self, data_hooks: DataHooks) -> "PeftTrainer":
+        """Takes batches from `data_hooks` instead of from the datasets given to `train`."""
+        self.data_hooks = data_hooks
+        return self
+
+    def clear_jit_cache(self) -> None:
+        """Forgets the compiled steps, because something they were compiled from has changed."""
+        self._compiled = None
+
+    # ---- what can be overridden ------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, input_data: Any) -> Any:
+        """Host-side preparation of one batch; returns a pytree of arrays with the rows first."""
+        return input_data
+
+    def _count_tokens(self, inputs: Any) -> int:
+        """Real tokens of a prepared batch, for the throughput."""
+        named = _as_kwargs(inputs)
+        return int(np.sum(named["valid"])) if "valid" in named else int(np.size(named.get("input_tokens", ())))
+
+    def _post_process_train_step(self, aux: dict[str, float]) -> None:
+        """Called with the metrics of every update once they are on the host."""
+
+    def _post_process_eval_step(self, aux: dict[str, float]) -> None:
+        """Called with the metrics of every evaluation."""
+
+    def custom_checkpoint_metadata(self) -> dict[str, Any]:
+        """JSON to keep in every checkpoint; comes back as `restored_metadata`."""
+        return {}
+
+    def create_train_step_fn(self) -> Callable[..., Any]:
+        """The pure function of one update, `(state, micro_batches) -> (state, metrics)`."""
+        return make_train_step(self._parts, self.optimizer, self._weighted_loss)
+
+    def create_eval_step_fn(self) -> Callable[..., Any]:
+        """The pure function of one evaluation batch, `(state, batch) -> {name: WeightedMean}`."""
+        return make_eval_step(self._parts, self._weighted_loss)
+
+    # ---- what can be asked -----------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> nnx.Module:
+        """The model with its present parameters."""
+        nnx.update(self._model, self._parts.to_state(self._state.params), self._state.rest)
+        return self._model
+
+    @property
+    def train_steps(self) -> int:
+        """Optimizer updates made, those before a restart included."""
+        return self._train_steps
+
+    @property
+    def iter_steps(self) -> int:
+        """Micro-batches read, those before a restart included."""
+        return self._iter_steps
+
+    @property
+    def state(self) -> TrainState:
+        """Parameters, other variables and optimizer state; the next update takes their buffers."""
+        return self._state
+
+    def request_stop(self) -> None:
+        """Ends training after the running update; a checkpoint is saved. Safe to call from a signal handler."""
+        self._stop_requested = True
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the last `train` ended because of `request_stop`."""
+        return self._stop_requested
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        train_ds: Iterable[Any],
+        eval_ds: Iterable[Any] | None = None,
+        skip_jit: bool = False,
+        *,
+        cache_nnx_graph: bool = False,
+    ) -> None:
+        """Trains until `max_steps` updates are made or the data ends.
+
+        Args:
+          train_ds: micro-batches. If its iterator can save its state (grain's can) a restored run goes on at the exact next
+            batch; otherwise the batches already read are read again and dropped.
+          eval_ds: batches to evaluate on, read afresh at every evaluation.
+          skip_jit: run the steps uncompiled, to debug them.
+          cache_nnx_graph: accepted for compatibility; the graph is always taken apart once.
+        """
+        train_step, eval_step = self.jit_train_and_eval_step(skip_jit, cache_nnx_graph=cache_nnx_graph)
+        self._stop_requested = False
+        profiler = Profiler(self.config.profiler_options)
+        first_step = self._train_steps
+        self.training_hooks.on_train_begin(self)
+        try:
+            with ProgressBar(self.config.pbar_description, self.config.max_steps, first_step) as self._progress:
+                if self._train_steps == 0:
+                    self._run_eval(eval_ds, eval_step)
+                self._clock = time.perf_counter()
+                for micro_batches, n_tokens in self._updates(train_ds):
+                    profiler.before_step(self._train_steps - first_step)
+                    self.training_hooks.on_train_step_begin(self)
+                    with self.perf_tracer.span("wait"):
+                        self._throttler.wait_for_next()
+                    self._state, metrics = train_step(self._state, micro_batches)
+                    self._throttler.add_computation(metrics["loss"])
+                    self._train_steps += 1
+                    self._write_train_metrics(metrics, n_tokens)
+                    if self._train_steps % self.config.eval_every_n_steps == 0:
+                        self._run_eval(eval_ds, eval_step)
+                    self.training_hooks.on_update(self)
+                    if self.checkpoint_manager.is_due(self._train_steps):
+                        self.save_checkpoint()
+                    if self._stop_requested:
+                        break
+                self._flush_metrics()
+        finally:
+            profiler.stop()
+            self._throttler.wait_for_all()
+            self.model  # noqa: B018 - the caller's model object gets the trained parameters, also after an error
+        self.save_checkpoint()
+        self.training_hooks.on_train_end(self)
+
+    def _updates(self, train_ds: Iterable[Any]) -> Iterator[tuple[Any, int]]:
+        """Yields what one update reads, on the devices, [n_micro, rows, …], and its number of tokens."""
+        n_micro = self.config.get_with_default("gradient_accumulation_steps", 1)
+        batches = self._train_batches(train_ds)
+        max_steps = self.config.max_steps
+        while max_steps is None or self._train_steps < max_steps:
+            with self.perf_tracer.span("data"):
+                group = list(itertools.islice(batches, n_micro))
+                if not group:
+                    return
+                prepared = [self._prepare_inputs(batch) for batch in group]
+                n_tokens = sum(self._count_tokens(inputs) for inputs in prepared)
+                stacked = self._place(_stack(prepared), leading=1)
+                self._iter_steps += len(group)
+            yield stacked, n_tokens
+
+    def _train_batches(self, train_ds: Iterable[Any]) -> Iterator[Any]:
+        """An iterator that stands where training stands."""
+        if self.data_hooks is not None:
+            hooks = self.data_hooks
+            return iter(lambda: hooks.load_next_train_batch(self), None)
+        iterator = iter(train_ds)
+        self._data_iterator = iterator
+        if isinstance(iterator, ResumableIterator):
+            if self._data_state is not None:
+                iterator.set_state(self._data_state)
+            return iterator
+        return itertools.islice(iterator, self._iter_steps, None)
+
+    def _run_eval(self, eval_ds: Iterable[Any] | None, eval_step: Callable[..., Any]) -> None:
+        """Evaluates on all of `eval_ds`; weights decide, so the size of its batches does not matter."""
+        if eval_ds is None and self.data_hooks is None:
+            return
+        self._flush_metrics()
+        self.training_hooks.on_eval_begin(self)
+        totals: dict[str, WeightedMean] = {}
+        with self.perf_tracer.span("eval"):
+            for batch in self._eval_batches(eval_ds):
+                placed = self._place(self._prepare_inputs(batch), leading=0)
+                values = eval_step(self._state, placed)
+                totals = {name: value + totals[name] for name, value in values.items()} if totals else values
+        if not totals:
+            return
+        metrics = _to_host({name: total.mean for name, total in totals.items()})
+        self.metrics_logger.log_all(metrics, self._train_steps, Mode.EVAL)
+        self._post_process_eval_step(metrics)
+        self.training_hooks.on_eval_end(self, metrics["loss"])
+        self._clock = time.perf_counter()
+
+    def _eval_batches(self, eval_ds: Iterable[Any] | None) -> Iterator[Any]:
+        if self.data_hooks is not None:
+            hooks = self.data_hooks
+            return iter(lambda: hooks.load_next_eval_batch(self), None)
+        return iter(eval_ds or ())
+
+    # ---- its parts -------------------------------------------------------------------------------------------------
+
+    def jit_train_and_eval_step(
+        self, skip_jit: bool = False, *, cache_nnx_graph: bool = False
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """The train and eval steps, compiled (the train step takes over the buffers of the state it is given)."""
+        if skip_jit:
+            return self.create_train_step_fn(), self.create_eval_step_fn()
+        if self._compiled is None:
+            self._compiled = (
+                jax.jit(self.create_train_step_fn(), donate_argnums=0),
+                jax.jit(self.create_eval_step_fn()),
+            )
+        return self._compiled
+
+    def _weighted_loss(self, model: nnx.Module, batch: Any) -> tuple[WeightedMean, dict[str, WeightedMean]]:
+        out = self._loss_fn(model, **self._gen_model_input_fn(batch))
+        loss, aux = out if self._has_aux else (out, {})
+        return as_weighted(loss), {name: as_weighted(value) for name, value in (aux or {}).items()}
+
+    def _own(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Hook for subclasses that hold a second model: parameters whose buffers nobody else uses."""
+        return params
+
+    def _place(self, batch: Any, *, leading: int) -> Any:
+        if self._mesh is None:
+            return jax.device_put(batch)
+        return place_batch(batch, self._mesh, leading=leading, axes=self.config.data_sharding_axis)
+
+    def _write_train_metrics(self, metrics: dict[str, jax.Array], n_tokens: int) -> None:
+        """Writes the *previous* update's metrics: by now the device has them, so nobody waits."""
+        now = time.perf_counter()
+        step_s, self._clock = now - self._clock, now
+        spans = self.perf_tracer.take()
+        perf = {"perf/step_s": step_s, "perf/tokens_per_s": n_tokens / step_s}
+        perf |= {f"perf/{name}_s": spans[name] for name in ("data", "wait") if name in spans}
+        self._flush_metrics()
+        self._unwritten = (self._train_steps, metrics, perf)
+
+    def _flush_metrics(self) -> None:
+        if self._unwritten is None:
+            return
+        step, metrics, perf = self._unwritten
+        self._unwritten = None
+        values = _to_host(metrics)
+        self.metrics_logger.log_all(values | perf, step, Mode.TRAIN)
+        self._post_process_train_step(values)
+        shown = {"loss": values["loss"], "tokens/s": perf["perf/tokens_per_s"]}
+        self._progress.update(step, shown)
+        self.training_hooks.on_train_step_end(self, step, values["loss"])
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        """Saves parameters, optimizer state, counters and the data iterator's state; does nothing without a folder."""
+        with self.perf_tracer.span("checkpoint"):
+            record = {"train_steps": self._train_steps, "iter_steps": self._iter_steps, "data": self._data_iterator_state()}
+            record["metadata"] = self.custom_checkpoint_metadata()
+            self.checkpoint_manager.save(self._train_steps, self._state.params, self._state.opt_state, record)
+
+    def _data_iterator_state(self) -> Any:
+        iterator = self._data_iterator
+        return iterator.get_state() if isinstance(iterator, ResumableIterator) else self._data_state
+
+    def _restore(self) -> None:
+        self.restored_metadata: dict[str, Any] = {}
+        restored = self.checkpoint_manager.restore(self._state.params, self._state.opt_state)
+        if restored is None:
+            return
+        step, params, opt_state, record = restored
+        self._state = dataclasses.replace(self._state, params=params, opt_state=opt_state)
+        self._train_steps, self._iter_steps = record["train_steps"], record["iter_steps"]
+        self._data_state = record["data"]
+        self.restored_metadata = record["metadata"]
+        logger.info("restored the checkpoint of step %d", step)
+
+    def close(self) -> None:
+        """Writes what is buffered, finishes checkpoints and closes the logger."""
+        self._flush_metrics()
+        self.checkpoint_manager.close()
+        self.metrics_logger.close()
+
+
+def _as_kwargs(batch: Any) -> dict[str, Any]:
+    """A batch as keyword arguments: a dict as it is, a dataclass by its fields."""
+    if dataclasses.is_dataclass(batch):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return dict(batch)
+
+
+def _stack(batches: list[Any]) -> Any:
+    """Pytrees of equal shapes as one, with a new first axis."""
+    shapes = [jax.tree.map(np.shape, batch) for batch in batches]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(
+            f"the micro-batches of one update differ in shape ({shapes[0]} and others): pad them alike, or drop the remainder"
+        )
+    return jax.tree.map(lambda *arrays: np.stack([np.asarray(a) for a in arrays]), *batches)
+
+
+def _to_host(metrics: dict[str, jax.Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}

@@ -1,0 +1,122 @@
+"""What a training step reads and writes, as plain arrays."""
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# Trained parameters by path, "layers.0.attn.q_einsum.w" -> array.
+Params = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The state of training, all of it on the device.
+
+    Attributes:
+      params: the trained parameters (only the adapters of a LoRA model).
+      rest: every other variable of the model: frozen weights, random-number counters, statistics.
+      opt_state: optax's state for `params`.
+    """
+
+    params: Params
+    rest: nnx.State
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelParts:
+    """How to put a model together again from `TrainState`.
+
+    Attributes:
+      graph: the model without its variables.
+      template: the trained variables, abstract: their types and metadata.
+      trained: the type of the trained variables.
+    """
+
+    graph: nnx.GraphDef
+    template: nnx.State
+    trained: type[nnx.Variable]
+
+    def merge(self, params: Params, rest: nnx.State) -> nnx.Module:
+        """The model with these variables."""
+        return nnx.merge(self.graph, self.to_state(params), rest)
+
+    def rest_of(self, model: nnx.Module) -> nnx.State:
+        """The variables of a merged model that are not trained."""
+        return nnx.state(model, nnx.filterlib.Not(self.trained))
+
+    def to_state(self, params: Params) -> nnx.State:
+        """`params` in the model's own structure."""
+        flat = [(path, variable.replace(params[dotted(path)])) for path, variable in nnx.to_flat_state(self.template)]
+        return nnx.from_flat_state(flat)
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """("layers", 0, "w") -> "layers.0.w"."""
+    return ".".join(map(str, path))
+
+
+def flat_params(state: nnx.State) -> Params:
+    """The variables of a model state by dotted path, sorted."""
+    return dict(sorted((dotted(path), variable.get_value()) for path, variable in nnx.to_flat_state(state)))
+
+
+def is_lora_model(model: nnx.Module) -> bool:
+    """Whether any variable of the model is a LoRA parameter."""
+    return any(isinstance(variable, nnx.LoRAParam) for _, variable in nnx.to_flat_state(nnx.state(model)))
+
+
+def split_model(model: nnx.Module) -> tuple[ModelParts, Params, nnx.State]:
+    """Takes a model apart: how to rebuild it, what is trained (adapters if it has any, else all parameters), and the rest."""
+    trained = nnx.LoRAParam if is_lora_model(model) else nnx.Param
+    graph, template, rest = nnx.split(model, trained, ...)
+    params = flat_params(template)
+    return ModelParts(graph, jax.eval_shape(lambda: template), trained), params, rest
+
+
+def mesh_of(params: Params) -> Mesh | None:
+    """The mesh that the parameters live on; None if they live on one device."""
+    for array in params.values():
+        if isinstance(array.sharding, NamedSharding):
+            return array.sharding.mesh
+    return None
+
+
+def init_opt_state(optimizer: optax.GradientTransformation, params: Params) -> Any:
+    """The optimizer's state; moments lie where their parameters lie, everything else on every device."""
+    abstract = jax.eval_shape(optimizer.init, params)
+    mesh = mesh_of(params)
+    if mesh is None:
+        return jax.jit(optimizer.init)(params)
+    shardings = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        abstract,
+        {name: array.sharding for name, array in params.items()},
+        transform_non_params=lambda _: NamedSharding(mesh, PartitionSpec()),
+    )
+    return jax.jit(optimizer.init, out_shardings=shardings)(params)
+
+
+def digest(arrays: dict[str, Any]) -> str:
+    """sha256 over name, dtype, shape and bytes of every array, in order of the names; the identity of a set of parameters."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        sha.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+    return sha.hexdigest()
+
+
+def copy_shared(params: Params, others: nnx.State) -> Params:
+    """Copies those parameters whose buffer also belongs to `others`, so that a donated update cannot take it away from them."""
+    taken = {id(leaf) for leaf in jax.tree.leaves(others)}
+    return {name: jnp.copy(array) if id(array) in taken else array for name, array in params.items()}

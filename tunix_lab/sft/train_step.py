@@ -1,0 +1,89 @@
+"""One optimizer update, and one evaluation pass, as pure functions of arrays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from tunix_lab.ops.weighted import WeightedMean
+from tunix_lab.sft.train_state import ModelParts, TrainState
+
+# (model, batch) -> loss and named metrics, all of them not divided yet.
+LossFn = Callable[[nnx.Module, Any], tuple[WeightedMean, dict[str, WeightedMean]]]
+
+
+def as_weighted(value: Any) -> WeightedMean:
+    """A plain scalar counts once, whatever it was averaged over."""
+    if isinstance(value, WeightedMean):
+        return value
+    return WeightedMean(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
+
+
+def make_train_step(parts: ModelParts, optimizer: optax.GradientTransformation, loss_fn: LossFn):
+    """Returns `step(state, micro_batches) -> (state, metrics)`.
+
+    `micro_batches` is a pytree of arrays [n_micro, rows, …]. Gradients of the loss's *total* are added over the micro-batches
+    and divided once by the added *count*, so the update is the same however the rows are grouped. A batch without any weight
+    changes nothing and is counted.
+    """
+
+    def micro_step(state: TrainState, rest: nnx.State, batch: Any):
+        def total(params):
+            model = parts.merge(params, rest)
+            loss, aux = loss_fn(model, batch)
+            return loss.total, (loss, aux, parts.rest_of(model))
+
+        gradient, (loss, aux, rest) = jax.grad(total, has_aux=True)(state.params)
+        return gradient, loss, aux, rest
+
+    def step(state: TrainState, micro_batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        first = jax.tree.map(lambda x: x[0], micro_batches)
+        gradient, loss, aux, rest = micro_step(state, state.rest, first)
+        if jax.tree.leaves(micro_batches)[0].shape[0] > 1:
+
+            def add(carry, batch):
+                *sums, rest = carry
+                *new, rest = micro_step(state, rest, batch)
+                return (*jax.tree.map(jnp.add, tuple(sums), tuple(new)), rest), None
+
+            others = jax.tree.map(lambda x: x[1:], micro_batches)
+            (gradient, loss, aux, rest), _ = jax.lax.scan(add, (gradient, loss, aux, rest), others)
+
+        has_weight = loss.count > 0
+        scale = jnp.where(has_weight, 1.0 / jnp.where(has_weight, loss.count, 1.0), 0.0)
+        gradient = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(has_weight, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        metrics = {
+            "loss": loss.mean,
+            "grad_norm": optax.global_norm(gradient),
+            "empty_batches": 1.0 - has_weight.astype(jnp.float32),
+            **learning_rate_of(opt_state),
+            **{name: value.mean for name, value in aux.items()},
+        }
+        return TrainState(params, rest, opt_state), metrics
+
+    return step
+
+
+def make_eval_step(parts: ModelParts, loss_fn: LossFn):
+    """Returns `step(state, batch) -> {"loss": WeightedMean, …}`, to be added over the batches of an evaluation set."""
+
+    def step(state: TrainState, batch: Any) -> dict[str, WeightedMean]:
+        loss, aux = loss_fn(parts.merge(state.params, state.rest), batch)
+        return {"loss": loss, **aux}
+
+    return step
+
+
+def learning_rate_of(opt_state: Any) -> dict[str, jax.Array]:
+    """The learning rate that `optax.inject_hyperparams` keeps in the state, wherever in a chain it stands; {} if nowhere."""
+    rates = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
+    return {"learning_rate": rates[0][1]} if len(rates) == 1 else {}
+

@@ -1,0 +1,86 @@
+"""Combinations of fields that are wrong together though each is right alone."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+from tunix_lab.spec.algorithm import metric_names
+from tunix_lab.spec.errors import Problem, SpecError, did_you_mean
+from tunix_lab.spec.model import ExperimentInit
+
+if TYPE_CHECKING:
+    from tunix_lab.spec.experiment import ExperimentSpec
+
+Fault: TypeAlias = tuple[tuple[str, ...], str]
+"""Path of a field, and what is wrong with it."""
+
+_DATA_KINDS = {"sft": ("text", "chat"), "dpo": ("preference",), "orpo": ("preference",)}
+
+
+def combination_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
+    """All faults that can be seen without knowing the number of devices."""
+    yield from _upstream_faults(spec)
+    yield from _data_faults(spec)
+    yield from _step_faults(spec)
+    yield from _metric_faults(spec)
+    fsdp, tp = (None if size == -1 else size for size in (spec.mesh.fsdp, spec.mesh.tp))
+    yield from _placement_faults(spec, fsdp, tp)
+
+
+def device_faults(spec: "ExperimentSpec", devices: int) -> Iterator[Fault]:
+    """Faults of running `spec` on so many devices."""
+    try:
+        fsdp, tp = spec.mesh.shape(devices)
+    except ValueError as error:
+        yield ("mesh",), f"{error}; change an axis (-1: all remaining devices) or the devices that are visible"
+        return
+    # An axis that is given has been checked with the spec.
+    yield from _placement_faults(spec, fsdp if spec.mesh.fsdp == -1 else None, tp if spec.mesh.tp == -1 else None)
+
+
+def check_devices(spec: "ExperimentSpec", devices: int) -> None:
+    """Raises SpecError where `spec` cannot be placed on so many devices."""
+    problems = [Problem(None, ".".join(path), message) for path, message in device_faults(spec, devices)]
+    if problems:
+        raise SpecError(problems)
+
+
+def _upstream_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
+    if isinstance(spec.model.init, ExperimentInit) and spec.model.init.name == spec.name:
+        yield ("model", "init", "name"), f"experiment {spec.name!r} cannot start from its own output"
+
+
+def _data_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
+    kinds = _DATA_KINDS[spec.algorithm.kind]
+    if spec.data.kind not in kinds:
+        wanted = " or ".join(repr(kind) for kind in kinds)
+        yield ("data", "kind"), f"algorithm {spec.algorithm.kind!r} needs data of kind {wanted}, got {spec.data.kind!r}"
+
+
+def _step_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
+    training, warmup = spec.training, spec.optimizer.schedule.warmup_steps
+    if training.batch_size % training.rows_per_forward:
+        rows = training.rows_per_forward
+        yield ("training", "micro_batch_size"), f"must divide training.batch_size ({training.batch_size}), got {rows}"
+    if warmup and warmup >= training.max_steps:
+        path = ("optimizer", "schedule", "warmup_steps")
+        yield path, f"must be less than training.max_steps ({training.max_steps}), got {warmup}"
+
+
+def _metric_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
+    known, metric = set(metric_names(spec.algorithm)), spec.tracking.primary_metric
+    if spec.samples is not None and spec.samples.scorer is not None:
+        known.add(f"eval/{spec.samples.scorer.partition(':')[2]}")
+    if metric not in known:
+        hint = did_you_mean(metric, sorted(known)) or f"; there are {', '.join(sorted(known))}"
+        yield ("tracking", "primary_metric"), f"this experiment does not produce {metric!r}{hint}"
+
+
+def _placement_faults(spec: "ExperimentSpec", fsdp: int | None, tp: int | None) -> Iterator[Fault]:
+    """Faults of splitting over axes of these sizes; None is an axis that is not looked at."""
+    training, heads = spec.training, spec.model.decoder_config().num_heads
+    rows_field = "batch_size" if training.micro_batch_size is None else "micro_batch_size"
+    for field, rows in ((rows_field, training.rows_per_forward), ("eval_batch_size", training.eval_batch_size)):
+        if fsdp is not None and rows % fsdp:
+            yield ("training", field), f"{rows} rows cannot be split evenly over {fsdp} devices (mesh.fsdp)"
+    if tp is not None and heads % tp:
+        yield ("mesh", "tp"), f"{spec.model.size}'s {heads} heads cannot be split evenly over {tp} devices"

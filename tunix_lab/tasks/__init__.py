@@ -1,0 +1,1 @@
+"""Tasks: make or read rows, and score answers."""
