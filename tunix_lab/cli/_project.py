@@ -18,9 +18,8 @@ def open_project() -> Project:
     Raises:
       UserError: a setting is wrong.
     """
-    from tunix_lab.lab.mlflow_store import default_tracking_uri
-    from tunix_lab.spec.settings import LabSettings, find_home
+    from tunix_lab.spec.settings import LabSettings, find_home, tracking_uri
 
     settings = LabSettings()
     home = find_home(settings)
-    return Project(home, settings.tracking_uri or default_tracking_uri(home))
+    return Project(home, tracking_uri(settings, home))

@@ -179,7 +179,8 @@ def build_trainer(
     }
     manager = CheckpointManager(
         checkpoints,
-        ocp.CheckpointManagerOptions(save_interval_steps=spec.checkpoint.every, max_to_keep=spec.checkpoint.keep_last),
+        ocp.CheckpointManagerOptions(max_to_keep=spec.checkpoint.keep_last),
+        every=spec.checkpoint.every,
         on_saved=on_saved,
     )
     services = {"metrics_logger": logger, "perf_tracer": HostTracer(), "checkpoint_manager": manager}
@@ -196,7 +197,7 @@ def build_trainer(
                 max_response_length=dpo.max_response_length,
                 **options,
             )
-            reference = None if model is not base else _frozen_copy(base)
+            reference = base if model is base else None  # with adapters their absence is the reference
             return DPOTrainer(model, reference, optimizer, config, tokenizer, **services)
         case Orpo() as orpo:
             config = DPOTrainingConfig(
@@ -208,12 +209,6 @@ def build_trainer(
                 **options,
             )
             return DPOTrainer(model, None, optimizer, config, tokenizer, **services)
-
-
-def _frozen_copy(model: Decoder) -> Decoder:
-    """The same weights under another model object; the trainer copies what it will overwrite."""
-    graph, state = nnx.split(model)
-    return nnx.merge(graph, state)
 
 
 def final_params(spec: ExperimentSpec, trainer: PeftTrainer, home: Path, mesh: Mesh, tokenizer: Tokenizer) -> Params:

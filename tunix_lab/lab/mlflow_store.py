@@ -61,11 +61,6 @@ class Store:
         return None if self.sqlite_file is None else self.sqlite_file.parent / "mlartifacts"
 
 
-def default_tracking_uri(home: Path) -> str:
-    """Address of the embedded store of the project folder `home`."""
-    return f"sqlite:///{home.resolve() / 'mlflow.db'}"
-
-
 def parse_store(tracking_uri: str) -> Store:
     """The store at `tracking_uri`, not opened.
 

@@ -25,16 +25,19 @@ class CheckpointManager:
         root_directory: str | Path | None = None,
         options: ocp.CheckpointManagerOptions | None = None,
         *,
+        every: int | None = None,
         on_saved: Callable[[int, Path, str], None] | None = None,
     ):
         """Opens the folder.
 
         Args:
           root_directory: where checkpoints live; None for none.
-          options: Orbax's cadence and retention; None saves every update that asks for it and keeps three.
+          options: Orbax's cadence and retention; None keeps three.
+          every: updates between checkpoints, in place of Orbax's cadence (which also saves the first update).
           on_saved: called with step, folder and parameter digest once a checkpoint is complete on disk.
         """
         self._manager = None
+        self._every = every
         self._on_saved = on_saved
         self._unreported: tuple[int, str] | None = None
         if root_directory is not None:
@@ -46,8 +49,10 @@ class CheckpointManager:
         return None if self._manager is None else self._manager.latest_step()
 
     def is_due(self, step: int) -> bool:
-        """Whether the options ask for a checkpoint after update `step`."""
-        return self._manager is not None and self._manager.should_save(step)
+        """Whether a checkpoint is wanted after update `step`."""
+        if self._manager is None:
+            return False
+        return self._manager.should_save(step) if self._every is None else step % self._every == 0
 
     def save(self, step: int, params: Params, opt_state: Any, record: dict[str, Any]) -> bool:
         """Starts writing a checkpoint, in the background; the arrays may be overwritten once this returns.

@@ -254,6 +254,7 @@ class PeftTrainer:
         finally:
             profiler.stop()
             self._throttler.wait_for_all()
+            self.checkpoint_manager.wait()
             self.model  # noqa: B018 - the caller's model object gets the trained parameters, also after an error
         self.save_checkpoint()
         self.training_hooks.on_train_end(self)

@@ -78,8 +78,14 @@ def split_model(model: nnx.Module) -> tuple[ModelParts, Params, nnx.State]:
     """Takes a model apart: how to rebuild it, what is trained (adapters if it has any, else all parameters), and the rest."""
     trained = nnx.LoRAParam if is_lora_model(model) else nnx.Param
     graph, template, rest = nnx.split(model, trained, ...)
+    template, rest = snapshot(template), snapshot(rest)
     params = flat_params(template)
     return ModelParts(graph, jax.eval_shape(lambda: template), trained), params, rest
+
+
+def snapshot(state: nnx.State) -> nnx.State:
+    """The same arrays in variables of their own: `nnx.split` hands out the model's, which a later `nnx.update` would change."""
+    return jax.tree.map(lambda array: array, state)
 
 
 def mesh_of(params: Params) -> Mesh | None:
@@ -117,6 +123,10 @@ def digest(arrays: dict[str, Any]) -> str:
 
 
 def copy_shared(params: Params, others: nnx.State) -> Params:
-    """Copies those parameters whose buffer also belongs to `others`, so that a donated update cannot take it away from them."""
-    taken = {id(leaf) for leaf in jax.tree.leaves(others)}
-    return {name: jnp.copy(array) if id(array) in taken else array for name, array in params.items()}
+    """Copies those parameters whose memory also belongs to `others`, so that a donated update cannot take it away from them."""
+    taken = {_address(leaf) for leaf in jax.tree.leaves(others)}
+    return {name: jnp.copy(array) if _address(array) in taken else array for name, array in params.items()}
+
+
+def _address(array: jax.Array) -> int:
+    return array.addressable_shards[0].data.unsafe_buffer_pointer()

@@ -84,6 +84,7 @@ def make_eval_step(parts: ModelParts, loss_fn: LossFn):
 
 def learning_rate_of(opt_state: Any) -> dict[str, jax.Array]:
     """The learning rate that `optax.inject_hyperparams` keeps in the state, wherever in a chain it stands; {} if nowhere."""
-    rates = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
-    return {"learning_rate": rates[0][1]} if len(rates) == 1 else {}
+    found = [value for _, value in optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")]
+    rates = [value for value in found if isinstance(value, jax.Array)]  # a schedule's own state bears the name too
+    return {"learning_rate": rates[0]} if len(rates) == 1 else {}
 

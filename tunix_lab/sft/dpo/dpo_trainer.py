@@ -19,7 +19,7 @@ from tunix_lab.ops.weighted import WeightedMean
 from tunix_lab.sft.config import DPOTrainingConfig as DPOTrainingConfig
 from tunix_lab.sft.losses import next_token_logps
 from tunix_lab.sft.peft_trainer import PeftTrainer
-from tunix_lab.sft.train_state import copy_shared
+from tunix_lab.sft.train_state import copy_shared, snapshot
 
 # Keys of a tokenised batch; shapes in `tokenize_pairs`.
 _TOKENISED = ("prompt_ids", "prompt_mask", "chosen_ids", "chosen_mask", "rejected_ids", "rejected_mask")
@@ -72,6 +72,7 @@ class DPOTrainer(PeftTrainer):
         """`f(batch) -> (chosen, rejected)` summed log-probabilities under the reference."""
         if ref_model is not None:
             graph, reference = nnx.split(ref_model)
+            reference = snapshot(reference)
             compiled = jax.jit(lambda state, batch: answer_logps(nnx.merge(graph, state), batch)[:2])
             return lambda batch: compiled(reference, batch)
         if not self.is_lora:
