@@ -105,6 +105,25 @@ def test_the_whole_record_of_a_run_and_of_its_evaluation(make_run, client, track
     assert ("eval/exact_match", 0.5, "prefs-test") in {(m.key, m.value, m.dataset_name) for m in on_model}
     assert is_complete(child, tracking_uri)
 
+    # A run that starts from the weights of another names it, but is not folded away under it.
+    heir = make_run("dpo_nano-20261123-100000-cafe", parent_run_id=run_dir.name)
+    Journal.open(heir).close()
+    tags = client.get_run(push(heir, tracking_uri).mlflow_run_id).data.tags
+    assert tags["lab.parent_run_id"] == run_dir.name
+    assert "mlflow.parentRunId" not in tags
+
+
+def test_a_parent_that_comes_later_is_linked_later(make_run, train, client, tracking_uri):
+    run_dir = make_run()
+    child = make_run("dpo_nano-20261123-090000-beef", kind="evaluate", parent_run_id=run_dir.name, primary_metric=None)
+    for folder in (run_dir, child):
+        train(folder)
+    assert "mlflow.parentRunId" not in client.get_run(push(child, tracking_uri).mlflow_run_id).data.tags
+    assert not is_complete(child, tracking_uri)
+    parent = push(run_dir, tracking_uri).mlflow_run_id
+    assert client.get_run(push(child, tracking_uri).mlflow_run_id).data.tags["mlflow.parentRunId"] == parent
+    assert is_complete(child, tracking_uri)
+
 
 def test_pushing_twice_changes_nothing(make_run, train, query, tracking_uri):
     run_dir = make_run()
@@ -190,6 +209,14 @@ def test_a_run_that_somebody_deleted_is_left_alone(make_run, train, client, quer
     train(run_dir, 11, 12)
     assert push(run_dir, tracking_uri).outcome == "deleted"
     assert query("SELECT count(*) FROM runs") == [(1,)]
+
+
+def test_a_deleted_experiment_is_one_message(make_run, train, client, tracking_uri):
+    run_dir = make_run()
+    train(run_dir)
+    client.delete_experiment(client.create_experiment("arithmetic"))
+    with pytest.raises(EnvironmentProblem, match="'arithmetic' was deleted .*mlflow experiments restore -x 1"):
+        push(run_dir, tracking_uri)
 
 
 def test_only_one_process_replicates_a_run(make_run, train, tracking_uri):

@@ -7,7 +7,7 @@ from tunix_lab.generate.config import CacheConfig
 
 
 def init_cache(config: CacheConfig, batch_size: int, slots: int, dtype: str) -> dict[str, dict[str, jax.Array]]:
-    """An empty cache of `slots` positions per row: "layer_<i>" -> {"k", "v": [batch, slots, kv_heads, head_dim], "end_index": []}."""
+    """An empty cache: "layer_<i>" -> {"k", "v": [batch, slots, kv_heads, head_dim], "end_index": []}."""
     shape = (batch_size, slots, config.num_kv_heads, config.head_dim)
     return {
         f"layer_{i}": {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "end_index": jnp.zeros((), jnp.int32)}

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -16,7 +17,7 @@ from tunix_lab.ops.masks import causal_mask, positions_from_mask
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What was generated.
+    """What was generated; on the device, or fetched to the host.
 
     Attributes:
       tokens: ids, the terminator included; what follows a row's end has no meaning.
@@ -25,10 +26,10 @@ class Generated:
       stopped: whether the row ended by itself; otherwise the budget cut it.
     """
 
-    tokens: Int[Array, "batch new"]
-    logps: Float[Array, "batch new"]
-    lengths: Int[Array, " batch"]
-    stopped: Bool[Array, " batch"]
+    tokens: Int[Array | np.ndarray, "batch new"]
+    logps: Float[Array | np.ndarray, "batch new"]
+    lengths: Int[Array | np.ndarray, " batch"]
+    stopped: Bool[Array | np.ndarray, " batch"]
 
 
 def generate(

@@ -97,7 +97,5 @@ def _bisect(probabilities, wanted, *, by_mass: bool):
         ok = enough(middle)
         return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
 
-    low, high = jax.lax.fori_loop(
-        0, _BISECTIONS, halve, (jnp.zeros(probabilities.shape[0]), probabilities.max(axis=-1))
-    )
+    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros(probabilities.shape[0]), probabilities.max(axis=-1)))
     return jnp.where(enough(high), high, low)

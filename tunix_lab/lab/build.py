@@ -212,7 +212,7 @@ def build_trainer(
 
 
 def final_params(spec: ExperimentSpec, trainer: PeftTrainer, home: Path, mesh: Mesh, tokenizer: Tokenizer) -> Params:
-    """The trained model's plain weights; adapters are folded into the base, which is read again (the trained one may be quantized)."""
+    """The trained model's plain weights; adapters are folded into the base, read again since the trained one may be quantized."""
     match spec.adapter:
         case NoAdapter():
             return flat_params(nnx.state(trainer.model))

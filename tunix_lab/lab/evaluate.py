@@ -17,6 +17,7 @@ from tunix_lab.lab.journal import Journal, new_run_id
 from tunix_lab.lab.manifest import environment, git_state, git_tags, write_manifest
 from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
 from tunix_lab.lab.outputs import ModelFolder, find_model
+from tunix_lab.lab.runner import use_compilation_cache
 from tunix_lab.lab.samples import Samples, load_scorer
 from tunix_lab.lab.versioning import dvc_digest, stage_tags
 from tunix_lab.models.catalog import load_model
@@ -57,9 +58,9 @@ class Evaluation:
 def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Path | None) -> dict[str, float]:
     """Measures, as a run of its own under the run that made the model, and returns the metrics.
 
-    Metrics: `eval/<scorer>` mean score of greedy answers; `eval/ranking_accuracy` share of pairs whose chosen answer has the higher
-    log-probability; with a reference `eval/preference_accuracy`, the share whose log-probability ratio to the reference is higher
-    for the chosen answer (a tie counts one half), and `eval/margin`, the mean difference of these ratios in nats.
+    Metrics: `eval/<scorer>` mean score of greedy answers; `eval/ranking_accuracy` share of pairs whose chosen answer has the
+    higher log-probability; with a reference `eval/preference_accuracy`, the share whose log-probability ratio to the reference is
+    higher for the chosen answer (a tie counts one half), and `eval/margin`, the mean difference of these ratios in nats.
 
     Args:
       evaluation: what to measure.
@@ -70,7 +71,7 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
     Raises:
       UserError: model or data cannot be used.
     """
-    jax.config.update("jax_compilation_cache_dir", str(settings.cache_dir / "jax"))
+    use_compilation_cache(settings)
     found = find_model(home, evaluation.model)
     tokenizer = Tokenizer.load(found.folder)
     model = load_model(found.folder)
@@ -79,7 +80,7 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
     with Journal.open(run_dir) as journal:
         described = {key: str(value) for key, value in dataclasses.asdict(evaluation).items() if value is not None}
         write_manifest(run_dir, _manifest(run_id, evaluation, found, described, home), "", json.dumps(described, indent=2) + "\n")
-        follower = None if settings.sync == "off" else start_follower(run_dir, tracking_uri(settings, home))
+        follower = start_follower(run_dir, tracking_uri(settings, home)) if settings.replicates else None
         metrics: dict[str, float] = {}
         if evaluation.prompts is not None:
             metrics |= _answers(evaluation, model, tokenizer, home, journal)

@@ -7,7 +7,6 @@ The journal is the truth about a run; trackers are replicas made from it by othe
 import errno
 import fcntl
 import json
-import math
 import operator
 import os
 import re
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from tunix_lab.errors import EnvironmentProblem
+from tunix_lab.lab.jsonl import open_for_append, strict, to_line, write_atomically
 from tunix_lab.lab.run_state import (
     EVENTS,
     LOCK,
@@ -61,16 +61,6 @@ def new_run_id(name: str) -> str:
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces `path` by a file with `data`; a reader or a crash sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 class Journal:
     """The one writer of a run directory. Open it with `Journal.open`; safe to use from several threads.
 
@@ -86,8 +76,8 @@ class Journal:
         self.attempt = previous.attempt + 1
         self._lock_file = lock
         self._mutex = threading.Lock()
-        self._metrics = _open_for_append(run_dir / METRICS)
-        self._events = _open_for_append(run_dir / EVENTS)
+        self._metrics = open_for_append(run_dir / METRICS)
+        self._events = open_for_append(run_dir / EVENTS)
         now = _now_ms()
         self.started_ms = previous.started_ms if previous.attempt else now
         self._attempt_started_ms = now
@@ -135,7 +125,7 @@ class Journal:
             if not _METRIC_NAME.fullmatch(name):
                 raise ValueError(f"metric name {name!r} must have the form group/name")
         numbers = {name: float(value) for name, value in values.items()}
-        line: dict[str, Any] = {"t": _now_ms(), "step": step, "m": {k: _strict(v) for k, v in numbers.items()}}
+        line: dict[str, Any] = {"t": _now_ms(), "step": step, "m": {k: strict(v) for k, v in numbers.items()}}
         if checkpoint is not None:
             line["c"] = operator.index(checkpoint)
         with self._mutex:
@@ -171,8 +161,8 @@ class Journal:
         folder = self.run_dir / "samples"
         named = dict.fromkeys(key for row in rows for key in row if key != "step")
         columns = [c for c in _SAMPLE_COLUMNS if c in named] + [c for c in named if c not in _SAMPLE_COLUMNS]
-        records = [{c: _strict(row.get(c), null=True) for c in columns} | {"step": step} for row in rows]
-        lines = b"".join(_line(record) for record in records)
+        records = [{c: strict(row.get(c), null=True) for c in columns} | {"step": step} for row in rows]
+        lines = b"".join(to_line(record) for record in records)
         table = {"columns": _table_columns(records), "data": []}
         table["data"] = [[record[column] for column in table["columns"]] for record in records]
         with self._mutex:
@@ -181,7 +171,7 @@ class Journal:
             # Rebuilt rather than appended: a resumed run makes the samples of a step again.
             history = sorted(folder.glob("step-*.jsonl"), key=lambda path: int(path.stem.removeprefix("step-")))
             write_atomically(folder / "history.jsonl", b"".join(path.read_bytes() for path in history))
-            write_atomically(folder / "latest.json", _line(table))
+            write_atomically(folder / "latest.json", to_line(table))
 
     def finish(self, status: EndStatus, message: str | None = None) -> None:
         """Says how the run ended and makes everything durable. Lines may still follow until `close`."""
@@ -217,7 +207,7 @@ class Journal:
 
     def _append(self, file: IO[bytes], line: Mapping[str, Any]) -> None:
         self._require_open()
-        data = _line(line)
+        data = to_line(line)
         try:
             written = file.write(data)
             if written != len(data):  # a full disk takes a part of the line: take it back
@@ -250,7 +240,7 @@ class Journal:
             # A summary of the first `journal_bytes` bytes of the metrics; a reader adds the lines after them.
             "journal_bytes": os.fstat(self._metrics.fileno()).st_size,
             "step": self._step,
-            "latest": {name: _strict(value) for name, value in self._latest.items()},
+            "latest": {name: strict(value) for name, value in self._latest.items()},
         }
         write_atomically(self.run_dir / STATE, json.dumps(state, indent=1, allow_nan=False).encode())
 
@@ -281,24 +271,6 @@ def _take_lock(run_dir: Path) -> IO[bytes]:
     return file
 
 
-def _open_for_append(path: Path) -> IO[bytes]:
-    """Opens without a buffer (one `write` call a line), after cutting off the torn last line of a killed writer."""
-    file = open(path, "a+b", buffering=0)
-    size = file.seek(0, os.SEEK_END)
-    keep = size
-    while keep > 0:
-        begin = max(0, keep - 65536)
-        file.seek(begin)
-        newline = file.read(keep - begin).rfind(b"\n")
-        if newline >= 0:
-            keep = begin + newline + 1
-            break
-        keep = begin
-    if keep < size:
-        file.truncate(keep)
-    return file
-
-
 def _table_columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Columns for MLflow's table, which groups rows by the first and lays the second side by side across runs.
 
@@ -309,20 +281,6 @@ def _table_columns(records: Sequence[Mapping[str, Any]]) -> list[str]:
     if None in prompts or len(set(prompts)) < len(prompts):
         return columns
     return ["prompt", "completion", *(column for column in columns if column not in ("prompt", "completion"))]
-
-
-def _line(value: Mapping[str, Any]) -> bytes:
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "backslashreplace") + b"\n"  # a lone surrogate becomes its JSON escape
-
-
-def _strict(value: Any, *, null: bool = False) -> Any:
-    """`value` for strict JSON: a non-finite number becomes the text that `float` reads back, or None with `null`."""
-    if isinstance(value, float) and not math.isfinite(value):
-        if null:
-            return None
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
 
 
 def _now_ms() -> int:

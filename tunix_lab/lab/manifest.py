@@ -15,7 +15,20 @@ from tunix_lab.lab.journal import write_atomically
 from tunix_lab.lab.versioning import dvc_digest, stage_tags
 from tunix_lab.spec import ExperimentSpec, flatten, group_hash, resume_hash, spec_hash
 
-_PACKAGES = ("tunix_lab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "qwix", "grain", "numpy", "tokenizers", "mlflow", "dvc")
+_PACKAGES = (
+    "tunix_lab",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "qwix",
+    "grain",
+    "numpy",
+    "tokenizers",
+    "mlflow",
+    "dvc",
+)
 _MAX_PARAMS = 60
 # Written by a run itself, or by DVC around it: they do not make the code another.
 _NOT_CODE = (":!dvc.lock", ":!outputs", ":!runs", ":!data")
@@ -42,7 +55,14 @@ class Inputs:
 
 
 def make_manifest(
-    spec: ExperimentSpec, inputs: Inputs, *, home: Path, run_id: str, parent_run_id: str | None, rows: dict[str, int], devices: str
+    spec: ExperimentSpec,
+    inputs: Inputs,
+    *,
+    home: Path,
+    run_id: str,
+    parent_run_id: str | None,
+    rows: dict[str, int],
+    devices: str,
 ) -> dict[str, Any]:
     """The manifest of a training run, as `lab.mlflow_sync` reads it.
 

@@ -32,7 +32,7 @@ class Cursor:
       inputs: whether the datasets were pushed.
       models: (model id, digest) by checkpoint step.
       artifacts: size and time of each pushed file by its path.
-      parent: MLflow's id of the parent run, once linked.
+      parent: MLflow's id of the run that this one is nested under.
       status: the final status that was pushed; None while the run is open there.
     """
 
@@ -79,13 +79,14 @@ def pending_points(run_dir: str | Path, tracking_uri: str) -> int:
 
 
 def is_complete(run_dir: str | Path, tracking_uri: str, state: RunState | None = None) -> bool:
-    """Whether the run has ended and the store at `tracking_uri` has all of it, the link to its parent included."""
+    """Whether the run has ended and the store at `tracking_uri` has all of it, an evaluation's place under its run included."""
     run_dir = Path(run_dir)
     state = state or run_status(run_dir)
     cursor = load_cursor(run_dir, parse_store(tracking_uri))
     if cursor.status != state.status or cursor.attempt != state.attempt:
         return False
-    if cursor.parent is None and read_manifest(run_dir)["parent_run_id"] is not None:
+    manifest = read_manifest(run_dir)
+    if manifest["kind"] == "evaluate" and manifest["parent_run_id"] is not None and cursor.parent is None:
         return False
     metrics = run_dir / METRICS
     return not metrics.exists() or next(read_metric_lines(run_dir, cursor.offset), None) is None

@@ -5,17 +5,16 @@ Every method may be repeated, and may be cut off at any point by a kill or a los
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunix_lab.errors import EnvironmentProblem
 from tunix_lab.lab.journal import RunState
-from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint, short_name
+from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint
 from tunix_lab.lab.mlflow_cursor import Cursor, new_values, save_cursor
+from tunix_lab.lab.mlflow_runs import create_run, find_run
 from tunix_lab.lab.mlflow_store import Store
-from tunix_lab.lab.mlflow_views import experiment_tags, write_experiment_tags
+from tunix_lab.lab.mlflow_views import EVALUATE, experiment_tags, write_experiment_tags
 from tunix_lab.lab.run_state import METRICS, MetricLine, read_events, read_metric_lines
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ _LAST_ARTIFACTS = {
     "report.md": None,
     "report.html": None,
 }
-# Left alone, MLflow picks colours by a hash, and three runs in a chart are often two reds and a blue. After Okabe and Ito.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#8C564B", "#7F7F7F", "#B2182B")
 _MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -81,7 +78,7 @@ class Replica:
         self._checkpoints()  # a line's checkpoint is journaled before it, so every line up to `known` finds its model
         self._metrics(known)
         self._artifacts(_ARTIFACTS)
-        self._link_parent()
+        self._nest()
         if self.state.status != "running":
             self._artifacts(_LAST_ARTIFACTS)
             self._end()
@@ -90,7 +87,11 @@ class Replica:
         save_cursor(self.run_dir, self.store, self.cursor)
 
     def _ensure_run(self) -> "Run":
-        run = self._known_run() or self._find_run(self.state.run_id) or self._create_run()
+        run = (
+            self._known_run()
+            or find_run(self.client, self.state.run_id)
+            or create_run(self.client, self.store, self.manifest, self.state)
+        )
         if run.info.lifecycle_stage == "deleted":
             raise RunDeleted
         if self.cursor.mlflow_run_id is None:
@@ -113,47 +114,6 @@ class Replica:
         self.cursor = Cursor()
         return None
 
-    def _find_run(self, run_id: str) -> "Run | None":
-        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
-        found = self.client.search_runs(experiments, f"tags.`lab.run_id` = '{run_id}'", max_results=1)
-        return found[0] if found else None
-
-    def _create_run(self) -> "Run":
-        experiment = self._ensure_experiment()
-        siblings = len(self.client.search_runs([experiment], max_results=1000))
-        return self.client.create_run(
-            experiment,
-            start_time=self.state.started_ms or None,
-            run_name=short_name(self.state.run_id),
-            tags={
-                "lab.run_id": self.state.run_id,
-                "mlflow.source.type": "LOCAL",
-                "mlflow.source.name": f"tunix-lab {self.manifest['kind']} {self.manifest['name']}",
-                "mlflow.runColor": _COLOURS[siblings % len(_COLOURS)],
-            },
-        )
-
-    def _ensure_experiment(self) -> str:
-        from mlflow.exceptions import MlflowException
-
-        name = self.manifest["experiment"]
-        experiment = self.client.get_experiment_by_name(name)
-        if experiment is None:
-            root = self.store.artifact_root
-            location = None if root is None else (root / re.sub(r"[^\w.-]", "_", name)).as_uri()
-            try:
-                return self.client.create_experiment(name, artifact_location=location)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run was faster
-                    raise
-            experiment = self.client.get_experiment_by_name(name)
-        if experiment.lifecycle_stage == "deleted":
-            raise EnvironmentProblem(
-                f"experiment {name!r} was deleted in {self.store.shown}: restore it there "
-                f"(`mlflow experiments restore -x {experiment.experiment_id}`), or choose another tracking.experiment"
-            )
-        return experiment.experiment_id
-
     def _describe(self, run: "Run") -> None:
         """Parameters, tags and the experiment's page, once per attempt; a parameter that is there is never changed."""
         import mlflow
@@ -168,20 +128,19 @@ class Replica:
             "mlflow.note.content": self.manifest.get("description") or "",
             **{name: str(value) for name, value in self.manifest["tags"].items()},
         }
+        if self.manifest["parent_run_id"] is not None:
+            tags["lab.parent_run_id"] = self.manifest["parent_run_id"]
         self.client.log_batch(
             run.info.run_id,
             params=[Param(name, value) for name, value in params.items() if name not in run.data.params],
             tags=[RunTag(name, value) for name, value in tags.items()],
             synchronous=True,
         )
-        if self.manifest["kind"] == "train":
-            page = experiment_tags(
-                self.manifest["algorithm"],
-                self.manifest["primary_metric"],
-                self.manifest["higher_is_better"],
-                mlflow.__version__,
-            )
-            write_experiment_tags(self.client, self.cursor.experiment_id, page)
+        ranking = (self.manifest["algorithm"], self.manifest["primary_metric"], self.manifest["higher_is_better"])
+        if self.manifest["kind"] == "evaluate":
+            ranking = (EVALUATE, "eval/exact_match", True)
+        page = experiment_tags(*ranking, mlflow.__version__)
+        write_experiment_tags(self.client, self.cursor.experiment_id, page)
         if self.cursor.attempt or run.info.status != "RUNNING":  # a resumed run is open again
             self.client.update_run(run.info.run_id, status="RUNNING")
         self.cursor.attempt, self.cursor.status = self.state.attempt, None
@@ -265,7 +224,7 @@ class Replica:
         from mlflow.entities import LoggedModelInput
 
         if str(step) not in self.cursor.models and self.manifest["kind"] == "evaluate":
-            parent = self.manifest["parent_run_id"] and self._find_run(self.manifest["parent_run_id"])
+            parent = self.manifest["parent_run_id"] and find_run(self.client, self.manifest["parent_run_id"])
             model_id = parent and find_checkpoint(self.client, parent, self.manifest["parent_run_id"], step)
             if model_id:
                 self.client.log_inputs(self.cursor.mlflow_run_id, models=[LoggedModelInput(model_id)])
@@ -312,13 +271,14 @@ class Replica:
             self.cursor.artifacts[name] = signature
             self._save()
 
-    def _link_parent(self) -> None:
-        """Nests the run under its parent once the parent is in the store too."""
-        parent_id = self.manifest["parent_run_id"]
-        if parent_id is None or self.cursor.parent is not None:
+    def _nest(self) -> None:
+        """Nests an evaluation under the run it evaluates, once that is in the store too.
+
+        A training run is not nested under the one whose weights it starts from: MLflow's pages fold children away.
+        """
+        if self.manifest["kind"] != "evaluate" or self.manifest["parent_run_id"] is None or self.cursor.parent is not None:
             return
-        self.client.set_tag(self.cursor.mlflow_run_id, "lab.parent_run_id", parent_id)
-        parent = self._find_run(parent_id)
+        parent = find_run(self.client, self.manifest["parent_run_id"])
         if parent is not None:
             self.client.set_tag(self.cursor.mlflow_run_id, "mlflow.parentRunId", parent.info.run_id)
             self.cursor.parent = parent.info.run_id

@@ -7,6 +7,7 @@ for the versions of MLflow that were tried in a browser; with any other version 
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -15,6 +16,7 @@ TRIED_FROM, TRIED_BELOW = (3, 17), (3, 18)
 TAG_LIMIT = 20_000  # characters in an experiment tag
 _TAG = "mlflow.sharedViewState."
 _PREFERENCE = ("dpo", "orpo")
+EVALUATE = "evaluate"
 
 Layout = Literal["table", "charts"]
 
@@ -29,7 +31,7 @@ def views_supported(mlflow_version: str) -> bool:
 
 
 def view_key(algorithm: str, layout: Layout) -> str:
-    """Name of the shared view of an algorithm's training runs."""
+    """Name of the shared view of an algorithm's training runs, or of all evaluations where `algorithm` is "evaluate"."""
     return f"lab-{algorithm}-{layout}"
 
 
@@ -46,19 +48,26 @@ def view_url(base: str, experiment_id: str, key: str | None) -> str:
 
 
 def samples_url(base: str, experiment_id: str) -> str:
-    """Address of the experiment's page that lays the tables of several runs side by side."""
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=ARTIFACT"
+    """Address of the page that lays the tables of the experiment's training runs side by side."""
+    runs = quote("tags.`lab.kind` = 'train'")
+    return f"{view_url(base, experiment_id, None)}&compareRunsMode=ARTIFACT&searchFilter={runs}"
 
 
 def experiment_tags(algorithm: str, primary_metric: str, higher_is_better: bool, mlflow_version: str) -> dict[str, str]:
-    """Tags that make the page of an experiment with runs of `algorithm`; one experiment may hold several algorithms."""
-    tags = {
-        "mlflow.experimentKind": "custom_model_development",
-        "mlflow.experiment.primaryMetric.name": primary_metric,
-        "mlflow.experiment.primaryMetric.greaterIsBetter": str(higher_is_better),
-    }
+    """Tags that make the page of an experiment with runs of `algorithm`; one experiment may hold several.
+
+    Args:
+      algorithm: kind of algorithm of a training run; "evaluate" for an evaluation, which has a table and no charts.
+      primary_metric: metric that orders the runs.
+      higher_is_better: whether the run with its highest value comes first.
+      mlflow_version: version of MLflow that writes, and presumably serves, the page.
+    """
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    if algorithm != EVALUATE:
+        tags["mlflow.experiment.primaryMetric.name"] = primary_metric
+        tags["mlflow.experiment.primaryMetric.greaterIsBetter"] = str(higher_is_better)
     if views_supported(mlflow_version):
-        for layout in ("table", "charts"):
+        for layout in ("table",) if algorithm == EVALUATE else ("table", "charts"):
             state = view_state(algorithm, primary_metric, higher_is_better, layout)
             tags[_TAG + view_key(algorithm, layout)] = json.dumps(state, separators=(",", ":"))
     return tags
@@ -81,7 +90,7 @@ def view_state(algorithm: str, primary_metric: str, higher_is_better: bool, layo
     """The state of MLflow's run list, as its UI would save it."""
     sections = _sections(algorithm)
     return {
-        "searchFilter": "",
+        "searchFilter": _filter(algorithm),
         "orderByKey": f"metrics.`{primary_metric}`",
         "orderByAsc": not higher_is_better,
         "startTime": "ALL",
@@ -102,7 +111,17 @@ def view_state(algorithm: str, primary_metric: str, higher_is_better: bool, layo
     }
 
 
+def _filter(algorithm: str) -> str:
+    """Runs that may be compared: losses of different algorithms share no axis, and a chart's lines no evaluation."""
+    if algorithm == EVALUATE:
+        return "tags.`lab.kind` = 'evaluate'"
+    return f"tags.`lab.kind` = 'train' AND params.`algorithm.kind` = '{algorithm}'"
+
+
 def _columns(algorithm: str) -> list[str]:
+    if algorithm == EVALUATE:
+        metrics = ["eval/exact_match", "eval/preference_accuracy", "eval/margin", "eval/answer_tokens"]
+        return ["attributes.`Duration`", *(f"metrics.`{name}`" for name in metrics), "tags.`lab.parent_run_id`"]
     metrics = ["eval/exact_match", "eval/accuracy", "eval/loss"]
     metrics += ["eval/margin"] if algorithm in _PREFERENCE else []
     metrics += ["train/loss", "perf/tokens_per_s"]

@@ -25,7 +25,7 @@ class ModelFolder:
 
 
 def write_model(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> str:
-    """Replaces `folder` by the model and its tokenizer, and returns the parameters' digest; the same model gives the same bytes."""
+    """Replaces `folder` by model and tokenizer, and returns the parameters' digest; the same model gives the same bytes."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     save_model(params, config, temporary)
@@ -48,7 +48,12 @@ def write_records(run_dir: Path, out: Path, record: dict[str, Any]) -> dict[str,
                 curves[group][step][metric] = value
     for group, steps in curves.items():
         _write_csv(out / f"{group}.csv", steps)
-    last = {f"{group}/{name}": value for group, steps in curves.items() for step in sorted(steps) for name, value in steps[step].items()}
+    last = {
+        f"{group}/{name}": value
+        for group, steps in curves.items()
+        for step in sorted(steps)
+        for name, value in steps[step].items()
+    }
     _write_json(out / "metrics.json", _nested(last))
     _write_json(out / "run.json", record)
     return last

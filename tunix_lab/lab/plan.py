@@ -13,14 +13,14 @@ def missing_upstream(home: Path, experiment: str | None) -> list[str]:
     if experiment is None or (output_folder(home, experiment) / "config.json").is_file():
         return []
     known = stages(home)
-    makers = {_path(out): name for name, stage in known.items() for out in stage.get("outs", [])}
+    outs = [(Path(_path(out)), name) for name, stage in known.items() for out in stage.get("outs", [])]
     order: list[str] = []
 
     def visit(name: str) -> None:
         for dep in known.get(name, {}).get("deps", []):
-            maker = makers.get(_path(dep))
-            if maker is not None and maker not in order:
-                visit(maker)
+            for out, maker in outs:  # a dependency may lie inside an output folder
+                if Path(_path(dep)).is_relative_to(out) and maker not in order:
+                    visit(maker)
         if name not in order:
             order.append(name)
 

@@ -63,7 +63,7 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
     """
     spec = loaded.spec
     _make_missing(spec, home)
-    jax.config.update("jax_compilation_cache_dir", str(settings.cache_dir / "jax"))
+    use_compilation_cache(settings)
     mesh = build.build_mesh(spec)
     tokenizer = Tokenizer.load(home / spec.tokenizer.path)
     base_folder = build.base_folder(spec, home)
@@ -90,14 +90,21 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
             for split in (data.train, data.validation):
                 journal.event("ledger", **split.ledger.summary())
         _say(f"run {run_id}")
-        follower = None if settings.sync == "off" else start_follower(run_dir, tracking_uri(settings, home))
+        follower = start_follower(run_dir, tracking_uri(settings, home)) if settings.replicates else None
         metrics = _execute(spec, home, journal, mesh, tokenizer, data, inputs, out)
     synced = None if follower is None else wait_follower(follower, settings.sync_drain_seconds)
     return RunResult(run_id, out, metrics, synced)
 
 
 def _execute(
-    spec: ExperimentSpec, home: Path, journal: Journal, mesh: Any, tokenizer: Tokenizer, data: build.Data, inputs: Inputs, out: Path
+    spec: ExperimentSpec,
+    home: Path,
+    journal: Journal,
+    mesh: Any,
+    tokenizer: Tokenizer,
+    data: build.Data,
+    inputs: Inputs,
+    out: Path,
 ) -> dict[str, float]:
     """Trains and writes the outputs; returns the last metrics."""
     base = build.build_base(spec, home, mesh, tokenizer)
@@ -109,9 +116,7 @@ def _execute(
         journal.checkpoint(step, path.relative_to(home).as_posix(), digest, size)
 
     logger = JournalLogger(journal, log_every=spec.training.log_every, last_step=spec.training.max_steps)
-    trainer = build.build_trainer(
-        spec, model, base, tokenizer, checkpoints=checkpoints, logger=logger, on_saved=on_saved
-    )
+    trainer = build.build_trainer(spec, model, base, tokenizer, checkpoints=checkpoints, logger=logger, on_saved=on_saved)
     if trainer.train_steps:
         journal.event("resumed", step=trainer.train_steps)
         _say(f"resuming after step {trainer.train_steps} of {spec.training.max_steps}")
@@ -181,8 +186,14 @@ class _LabHooks(TrainingHooks):
             self._journal.metrics(step, {f"eval/{self._section.scorer.rpartition(':')[2]}": score}, checkpoint=step)
 
 
+def use_compilation_cache(settings: LabSettings) -> None:
+    """Keeps compiled programs on disk, the quick ones too: a resumed or repeated run starts without compiling."""
+    jax.config.update("jax_compilation_cache_dir", str(settings.cache_dir / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 def interrupted_run(home: Path, spec: ExperimentSpec, inputs: Inputs) -> str | None:
-    """The newest run of this very experiment that did not finish and is not alive; a changed input makes it another experiment."""
+    """The newest run of this very experiment that has not finished; a changed input makes it another experiment."""
     identity = inputs.identity(spec)
     for state in list_runs(home):
         if state.status == "finished" or not (state.run_dir / "manifest.json").is_file():
@@ -210,7 +221,9 @@ def _make_missing(spec: ExperimentSpec, home: Path) -> None:
         make_upstream(home, name)
     for path in (home / spec.tokenizer.path, home / spec.data.train, home / spec.data.validation):
         if not path.exists():
-            raise UserError(f"{path} does not exist: `dvc repro {spec.name}` makes what the experiment needs, or mend its path in the spec")
+            raise UserError(
+                f"{path} does not exist: `dvc repro {spec.name}` makes what the experiment needs, or mend its path in the spec"
+            )
 
 
 def _parent(base: Path | None) -> str | None:

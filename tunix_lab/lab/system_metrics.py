@@ -67,7 +67,7 @@ class SystemMetrics:
         self._write(self.sample(_FIRST_WINDOW_SECONDS))
         while not self._stop.wait(self._interval):
             self._write(self.sample())
-        self._write(self.sample(_FIRST_WINDOW_SECONDS))
+        self._write(self.sample())
 
     def _write(self, values: Mapping[str, float]) -> None:
         step = (time.time_ns() // 1_000_000 - self._journal.started_ms) // 1000

@@ -61,7 +61,9 @@ def make_upstream(home: Path, experiment: str) -> None:
     if os.environ.get("DVC_STAGE"):
         raise UserError(f"{missing}, and a stage cannot start another: list it under `deps:` of stage {os.environ['DVC_STAGE']}")
     if experiment not in stages(home) or not (home / ".dvc").is_dir():
-        raise UserError(f"{missing}, and {home} has no DVC stage {experiment!r} to make it: add one to dvc.yaml, or put a model there")
+        raise UserError(
+            f"{missing}, and {home} has no DVC stage {experiment!r} to make it: add one to dvc.yaml, or put a model there"
+        )
     # The stage's own command must find the same tunix-lab as this process, also in an environment that is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     done = subprocess.run(

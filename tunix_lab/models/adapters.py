@@ -1,6 +1,8 @@
 """Low-rank adapters on a decoder: put on through qwix, and folded back into the weights."""
 
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,9 +64,9 @@ def merged_params(base: Decoder, adapted: Decoder, *, rank: int, alpha: float) -
       rank: of the adapters.
       alpha: of the adapters.
     """
-    params = {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(base))}
-    factors = {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam))}
-    equations = {".".join(map(str, path)): module.equation for path, module in base.iter_modules() if isinstance(module, Einsum)}
+    params = _by_path((path, variable.get_value()) for path, variable in nnx.to_flat_state(nnx.state(base)))
+    factors = _by_path((path, variable.get_value()) for path, variable in nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam)))
+    equations = _by_path((path, module.equation) for path, module in nnx.iter_modules(base) if isinstance(module, Einsum))
     for name in [name for name in factors if name.endswith(".w_lora_a")]:
         module = name.removesuffix(".w_lora_a")
         a, b = factors[name].astype(jnp.float32), factors[f"{module}.w_lora_b"].astype(jnp.float32)
@@ -72,6 +74,10 @@ def merged_params(base: Decoder, adapted: Decoder, *, rank: int, alpha: float) -
         delta = jnp.einsum(_product(equations[module]), a, b) * (alpha / rank)
         params[f"{module}.w"] = (weight.astype(jnp.float32) + delta).astype(weight.dtype)
     return params
+
+
+def _by_path(items: Iterable[tuple[tuple[Any, ...], Any]]) -> dict[str, Any]:
+    return {".".join(map(str, path)): item for path, item in items}
 
 
 def _product(equation: str) -> str:

@@ -30,9 +30,7 @@ class Attention(nnx.Module):
         self.kv_einsum = Einsum(
             "bsd,ckdh->cbskh", (2, kv_heads, embed, dim), (None, "kv_heads", "embed", None), embed, config, rngs
         )
-        self.attn_vec_einsum = Einsum(
-            "btnh,nhd->btd", (heads, dim, embed), ("heads", None, "embed"), heads * dim, config, rngs
-        )
+        self.attn_vec_einsum = Einsum("btnh,nhd->btd", (heads, dim, embed), ("heads", None, "embed"), heads * dim, config, rngs)
         self.query_norm = RMSNorm(dim, config)
         self.key_norm = RMSNorm(dim, config)
 

@@ -8,9 +8,7 @@ from jaxtyping import Array, Float, Int
 from tunix_lab.models.config import ModelConfig
 
 
-def normal_param(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], stddev: float, dtype: str
-) -> nnx.Param:
+def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], stddev: float, dtype: str) -> nnx.Param:
     """A parameter drawn from N(0, stddev²); `axes` names its logical axes for `models.sharding`."""
     return nnx.Param((stddev * jax.random.normal(rngs.params(), shape)).astype(dtype), axes=axes)
 
@@ -82,7 +80,10 @@ class FeedForward(nnx.Module):
 def apply_rope(
     x: Float[Array, "batch seq heads dim"], positions: Int[Array, "batch seq"], *, theta: float, scale: float
 ) -> Float[Array, "batch seq heads dim"]:
-    """Rotary position embedding, https://arxiv.org/abs/2104.09864: rotates pair (x[i], x[i + dim/2]) by position/scale · theta^(−2i/dim)."""
+    """Rotary position embedding, https://arxiv.org/abs/2104.09864.
+
+    Rotates the pair (x[i], x[i + dim/2]) by the angle position/scale · theta^(−2i/dim).
+    """
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = (positions.astype(jnp.float32) / scale)[..., None, None] * frequencies

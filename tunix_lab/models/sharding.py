@@ -19,7 +19,8 @@ BATCH_AXIS = "fsdp"
 
 def make_mesh(fsdp: int, tp: int) -> Mesh:
     """A mesh with the axes "fsdp" (rows of the batch, slices of every parameter) and "tp" (heads and hidden units)."""
-    return jax.make_mesh((fsdp, tp), ("fsdp", "tp"), axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[: fsdp * tp])
+    auto = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((fsdp, tp), ("fsdp", "tp"), axis_types=auto, devices=jax.devices()[: fsdp * tp])
 
 
 def param_sharding(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:

@@ -2,15 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 # Logits held at once: 2**22 float32 are 16 MiB.
 _LOGITS_AT_ONCE = 2**22
 
 
-def gather_logps(
-    logits: Float[Array, "batch seq vocab"], targets: Int[Array, "batch seq"]
-) -> Float[Array, "batch seq"]:
+def gather_logps(logits: Float[Array, "batch seq vocab"], targets: Int[Array, "batch seq"]) -> Float[Array, "batch seq"]:
     """log softmax(logits)[target] in float32, nats; a gather and a log-sum-exp, no [B, T, V] log-softmax."""
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -69,8 +67,6 @@ def _slice_logps_bwd(saved, cotangent):
 _slice_logps.defvjp(_slice_logps_fwd, _slice_logps_bwd)
 
 
-def sum_logps(
-    logps: Float[Array, "batch seq"], mask: Float[Array, "batch seq"]
-) -> Float[Array, " batch"]:
+def sum_logps(logps: Float[Array, "batch seq"], mask: Bool[Array, "batch seq"]) -> Float[Array, " batch"]:
     """Σ over the tokens of the mask, nats; what stands outside it may be NaN."""
     return jnp.where(mask, logps, 0.0).sum(axis=-1)

@@ -15,8 +15,6 @@ def causal_mask(valid: Bool[Array, "batch seq"]) -> Bool[Array, "batch seq seq"]
     return jnp.tri(length, dtype=bool)[None] & valid[:, None, :]
 
 
-def window_mask(
-    queries: Int[Array, " query"], keys: Int[Array, " key"], window: int
-) -> Bool[Array, "query key"]:
+def window_mask(queries: Int[Array, " query"], keys: Int[Array, " key"], window: int) -> Bool[Array, "query key"]:
     """True where key slot s is among the `window` slots that end at query slot t; causality is another mask's matter."""
     return queries[:, None] - keys[None, :] < window

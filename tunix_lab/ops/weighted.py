@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +24,9 @@ class WeightedMean:
     count: Float[Array, ""]
 
     @classmethod
-    def of(cls, values: Float[Array, "*shape"], weights: Float[Array, "*shape"] | None = None) -> "WeightedMean":
+    def of(
+        cls, values: Float[Array, "*shape"], weights: Float[Array, "*shape"] | Bool[Array, "*shape"] | None = None
+    ) -> "WeightedMean":
         """Sums `values` by `weights` (all one if None). A value whose weight is 0 may be NaN or infinite: it is never read."""
         values = values.astype(jnp.float32)
         if weights is None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: written atomically by Orbax, and only believed when they still have the digest they were written with."""
+"""Checkpoints of a run: written atomically by Orbax, believed only while they have the digest they were written with."""
 
 import logging
 from collections.abc import Callable

@@ -11,14 +11,11 @@ from tunix_lab.sft.config import MetricsLoggerOptions
 _HISTORY = 100_000
 
 
-class Mode(str, enum.Enum):
+class Mode(enum.StrEnum):
     """What a metric was measured on."""
 
     TRAIN = "train"
     EVAL = "eval"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class LoggingBackend(Protocol):

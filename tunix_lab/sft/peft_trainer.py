@@ -24,7 +24,7 @@ from tunix_lab.sft.losses import next_token_loss
 from tunix_lab.sft.metrics_logger import MetricsLogger, Mode
 from tunix_lab.sft.profiler import Profiler
 from tunix_lab.sft.progress_bar import ProgressBar
-from tunix_lab.sft.train_state import TrainState, copy_shared, init_opt_state, is_lora_model, mesh_of, split_model
+from tunix_lab.sft.train_state import TrainState, init_opt_state, is_lora_model, mesh_of, split_model
 from tunix_lab.sft.train_step import as_weighted, make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ class ProgressBar:
     def __init__(self, description: str | None, total: int | None, initial: int):
         self._description = description
         self._total = total
-        self._last_line = 0.0
+        self._initial = initial
+        self._start = self._last_line = time.monotonic()
         self._bar: tqdm | None = None
         if description is not None and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=initial, desc=description, dynamic_ncols=True, unit="step")
@@ -31,7 +32,13 @@ class ProgressBar:
             self._last_line = time.monotonic()
             of_total = f"/{self._total}" if self._total is not None else ""
             shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            print(f"{self._description}  step {step}{of_total}  {shown}", file=sys.stderr, flush=True)
+            print(f"{self._description}  step {step}{of_total}  {shown}{self._time_left(step)}", file=sys.stderr, flush=True)
+
+    def _time_left(self, step: int) -> str:
+        if self._total is None or step <= self._initial:
+            return ""
+        per_step = (time.monotonic() - self._start) / (step - self._initial)
+        return f"  {per_step * (self._total - step):.0f} s left"
 
     def _is_last(self, step: int) -> bool:
         return self._total is not None and step >= self._total

@@ -87,4 +87,3 @@ def learning_rate_of(opt_state: Any) -> dict[str, jax.Array]:
     found = [value for _, value in optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")]
     rates = [value for value in found if isinstance(value, jax.Array)]  # a schedule's own state bears the name too
     return {"learning_rate": rates[0]} if len(rates) == 1 else {}
-

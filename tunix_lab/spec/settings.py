@@ -48,6 +48,12 @@ class LabSettings(BaseSettings):
             lines = [_explained(details) for details in error.errors()]
             raise UserError("\n".join(lines)) from None
 
+    @property
+    def replicates(self) -> bool:
+        """Whether runs go to the tracking store while they train: not if that is off, or if it is remote and we are offline."""
+        is_remote = (self.tracking_uri or "").startswith(("http://", "https://"))
+        return self.sync == "auto" and not (self.offline and is_remote)
+
 
 def find_home(settings: LabSettings | None = None) -> Path:
     """The project folder, absolute: the setting, else $DVC_ROOT, else the nearest folder upwards that looks like a project.

@@ -6,12 +6,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tunix_lab.errors import UserError
-from tunix_lab.models.config import ModelConfig
+from tunix_lab.models.config import AttentionKind, ModelConfig
 from tunix_lab.models.decoder import Decoder
 from tunix_lab.models.safetensors import Link, load_decoder
 
 ARCHITECTURE = "Gemma3ForCausalLM"
 
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 _NORMS = {
     "pre_attention_norm": "input_layernorm",
     "post_attention_norm": "post_attention_layernorm",
@@ -47,7 +48,7 @@ def links(config: ModelConfig) -> list[Link]:
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}", f"model.layers.{i}"
         found += [_same(f"{ours}.{norm}.scale", f"{theirs}.{stored}.weight") for norm, stored in _NORMS.items()]
-        found += [_transposed(f"{ours}.mlp.{name}.w", f"{theirs}.mlp.{name}.weight") for name in ("gate_proj", "up_proj", "down_proj")]
+        found += [_transposed(f"{ours}.mlp.{name}.w", f"{theirs}.mlp.{name}.weight") for name in _PROJECTIONS]
         found += _attention(f"{ours}.attn", f"{theirs}.self_attn", config)
     return found
 
@@ -140,7 +141,7 @@ def from_config_json(stored: dict[str, object], folder: Path) -> ModelConfig:
         num_heads=stored["num_attention_heads"],
         num_kv_heads=stored["num_key_value_heads"],
         head_dim=stored["head_dim"],
-        attention_pattern=tuple(kinds[kind] for kind in stored["layer_types"]),
+        attention_pattern=_shortest_pattern(tuple(kinds[kind] for kind in stored["layer_types"])),
         sliding_window=stored["sliding_window"],
         rope_theta=float(stored["rope_theta"]),
         rope_theta_local=float(stored["rope_local_base_freq"]),
@@ -150,3 +151,9 @@ def from_config_json(stored: dict[str, object], folder: Path) -> ModelConfig:
         dtype=stored["torch_dtype"],
         param_dtype=stored["torch_dtype"],
     )
+
+
+def _shortest_pattern(kinds: tuple[AttentionKind, ...]) -> tuple[AttentionKind, ...]:
+    """The shortest tuple that gives `kinds` when repeated, so that a configuration that was written is equal when it is read."""
+    n = len(kinds)
+    return next(kinds[:size] for size in range(1, n + 1) if all(kinds[i] == kinds[i % size] for i in range(n)))

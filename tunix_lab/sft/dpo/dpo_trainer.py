@@ -12,8 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tunix_lab.data.pairs import tokenize_pairs
-from tunix_lab.ops.masks import causal_mask, positions_from_mask
 from tunix_lab.ops.logps import sum_logps
+from tunix_lab.ops.masks import causal_mask, positions_from_mask
 from tunix_lab.ops.preference import dpo_loss, orpo_odds_loss
 from tunix_lab.ops.weighted import WeightedMean
 from tunix_lab.sft.config import DPOTrainingConfig as DPOTrainingConfig

@@ -1,0 +1,77 @@
+"""The MLflow run of a run of ours: found by our run id, or made, together with its experiment."""
+
+import getpass
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tunix_lab.errors import EnvironmentProblem
+from tunix_lab.lab.mlflow_checkpoints import short_name
+from tunix_lab.lab.mlflow_store import Store
+from tunix_lab.lab.run_state import RunState
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+# Left alone, MLflow picks colours by a hash, and three runs in a chart are often two reds and a blue. After Okabe and Ito.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6A3D9A", "#8C564B", "#7F7F7F", "#B2182B")
+
+
+def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
+    """The MLflow run that replicates our run `run_id`, in whatever experiment; None if there is none (or it was deleted)."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(experiments, f"tags.`lab.run_id` = '{run_id}'", max_results=1)
+    return found[0] if found else None
+
+
+def create_run(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], state: RunState) -> "Run":
+    """Makes the run, findable from its first moment.
+
+    Raises:
+      EnvironmentProblem: its experiment was deleted in MLflow.
+    """
+    experiment = _ensure_experiment(client, store, manifest["experiment"])
+    siblings = len(client.search_runs([experiment], max_results=1000))
+    return client.create_run(
+        experiment,
+        start_time=state.started_ms or None,
+        run_name=short_name(state.run_id),
+        tags={
+            "lab.run_id": state.run_id,
+            "mlflow.user": _user(),
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": f"tunix-lab {manifest['kind']} {manifest['name']}",
+            "mlflow.runColor": _COLOURS[siblings % len(_COLOURS)],
+        },
+    )
+
+
+def _ensure_experiment(client: "MlflowClient", store: Store, name: str) -> str:
+    """MLflow's id of the experiment `name`."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        root = store.artifact_root
+        location = None if root is None else (root / re.sub(r"[^\w.-]", "_", name)).as_uri()
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run was faster
+                raise
+        experiment = client.get_experiment_by_name(name)
+    if experiment.lifecycle_stage == "deleted":
+        raise EnvironmentProblem(
+            f"experiment {name!r} was deleted in {store.shown}: restore it there "
+            f"(`mlflow experiments restore -x {experiment.experiment_id}`), or choose another tracking.experiment"
+        )
+    return experiment.experiment_id
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return str(os.getuid())
