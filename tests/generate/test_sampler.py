@@ -112,27 +112,35 @@ def first_seen(tokens, at):
     return next(int(t) for i, t in enumerate(tokens) if i >= at and t not in tokens[:i])
 
 
-def test_all_stop_tokens(sampler, greedy):
+@pytest.fixture(scope="module")
+def sampled(sampler):
+    """Rows that repeat themselves little, never stopped."""
+    return sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER, **NUCLEUS)
+
+
+def test_all_stop_tokens(sampler, sampled):
     """Each of several ids ends its row; the terminator is included; who never meets one is cut by the budget."""
-    stops = [first_seen(greedy.tokens[0], 3), first_seen(greedy.tokens[1], 5)]
-    out = sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=stops)
-    for full, tokens, logps, reason in zip(greedy.tokens, out.tokens, out.logprobs, out.finish_reason, strict=True):
+    stops = [first_seen(sampled.tokens[0], 3), first_seen(sampled.tokens[1], 5)]
+    out = sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=stops, **NUCLEUS)
+    for full, tokens, logps, reason in zip(sampled.tokens, out.tokens, out.logprobs, out.finish_reason, strict=True):
         hits = np.flatnonzero(np.isin(full, stops))
         end = hits[0] + 1 if len(hits) else BUDGET
         np.testing.assert_array_equal(tokens, full[:end])
         assert len(logps) == end and reason == ("stop" if len(hits) else "length")
-    assert out.tokens[0][-1] in stops and out.tokens[1][-1] in stops
+    assert [out.tokens[i][-1] for i in (0, 1)] == stops
+    assert set(out.finish_reason) == {"stop", "length"}
 
 
-def test_stopping_at_the_first_and_at_the_last_place(sampler, greedy):
-    first = int(greedy.tokens[0][0])
-    out = sampler.generate_tokens(PROMPTS[:1], BUDGET, stop_ids=[first])
-    assert out.tokens[0].tolist() == [first] and out.finish_reason == ["stop"]
-    at = greedy.tokens[0].tolist().index(first_seen(greedy.tokens[0], 3))
-    stop = [int(greedy.tokens[0][at])]
-    assert sampler.generate_tokens(PROMPTS[:1], at + 1, stop_ids=stop).finish_reason == ["stop"]
-    cut = sampler.generate_tokens(PROMPTS[:1], at, stop_ids=stop)
-    assert cut.finish_reason == ["length"] and len(cut.tokens[0]) == at
+def test_stopping_at_the_first_and_at_the_last_place(sampler, sampled):
+    run = lambda budget, stop: sampler.generate_tokens(PROMPTS, budget, stop_ids=[stop], **NUCLEUS)  # noqa: E731
+    first = int(sampled.tokens[0][0])
+    out = run(BUDGET, first)
+    assert out.tokens[0].tolist() == [first] and out.finish_reason[0] == "stop"
+    stop = first_seen(sampled.tokens[0], 3)
+    at = sampled.tokens[0].tolist().index(stop)
+    assert run(at + 1, stop).finish_reason[0] == "stop"
+    cut = run(at, stop)
+    assert cut.finish_reason[0] == "length" and len(cut.tokens[0]) == at
 
 
 @pytest.mark.parametrize("budget", [1, 2, 16])
@@ -173,11 +181,10 @@ def test_single_bos(sampler, word_tokenizer, model):
     assert zero.tokenize("a").tolist() == [0, 5]  # an id of 0 is an id
 
 
-def test_eos_of_the_tokenizer_stops_by_default(model, word_tokenizer, greedy):
-    eos = first_seen(greedy.tokens[0], 3)
-    sampler = make_sampler(model, type(word_tokenizer)(eos_id=eos))
-    out = sampler("c z", BUDGET, temperature=0.0)  # PROMPTS[0] as text
-    np.testing.assert_array_equal(out.tokens[0], greedy.tokens[0][: len(out.tokens[0])])
+def test_eos_of_the_tokenizer_stops_by_default(model, word_tokenizer, sampled):
+    eos = first_seen(sampled.tokens[0], 3)
+    out = make_sampler(model, type(word_tokenizer)(eos_id=eos))("c z", BUDGET, **NUCLEUS)  # PROMPTS[0] as text
+    np.testing.assert_array_equal(out.tokens[0], sampled.tokens[0][: len(out.tokens[0])])
     assert out.tokens[0][-1] == eos and out.finish_reason == ["stop"]
 
 

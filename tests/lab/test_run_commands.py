@@ -45,10 +45,10 @@ def test_runs_shows_status_and_headline_metrics(invoke, make_run, train):
         journal.metrics(50, {"train/loss": 0.1234567, "eval/exact_match": 0.875, "eval/loss": math.nan})
         lines = invoke("runs").splitlines()
     header, newest, oldest = (line.split() for line in lines)
-    expected = ["run", "status", "kind", "step", "eval/exact_match", "eval/loss", "train/loss", "duration"]
-    assert header == expected
-    assert newest == ["dpo_nano-20261123-080000-3a61", "running", "train", "50", "0.875", "nan", "0.1235", "0:00"]
-    assert oldest == ["sft_nano-20261123-070000-aaaa", "failed", "train", "10", "0.1", "0:00"]
+    assert header == ["run", "status", "step", "duration", "headline"]
+    metrics = ["eval/exact_match", "0.875", "eval/loss", "nan", "train/loss", "0.1235"]
+    assert newest == ["dpo_nano-20261123-080000-3a61", "running", "50", "0:00", *metrics]
+    assert oldest == ["sft_nano-20261123-070000-aaaa", "failed", "10", "0:00", "train/loss", "0.1"]
 
 
 def test_runs_for_programs(invoke, make_run, train):

@@ -8,8 +8,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tunix_lab.spec import find_home, load
-
 
 def arithmetic(
     out: Annotated[Path, typer.Option(help="Folder that receives sft/, preference/ and pretrain/.")] = Path("data/arithmetic"),
@@ -51,6 +49,7 @@ def show(
     from tunix_lab.data.rows import place_of
     from tunix_lab.data.show import parts_of
     from tunix_lab.data.tokenizer import Tokenizer
+    from tunix_lab.spec import find_home, load
 
     home = find_home()
     checked = load(spec, overrides, home).spec

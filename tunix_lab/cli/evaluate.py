@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tunix_lab.spec import LabSettings, find_home
-
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Run id, or folder of a model.", show_default=False)],
@@ -26,6 +24,7 @@ def evaluate(
         raise UserError("evaluate: nothing to measure on; give --prompts, --pairs or both")
     from tunix_lab.lab.evaluate import Evaluation
     from tunix_lab.lab.evaluate import evaluate as measure
+    from tunix_lab.spec import LabSettings, find_home
 
     settings = LabSettings()
     evaluation = Evaluation(model, prompts, pairs, reference, scorer, max_new_tokens, rows)

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from tunix_lab.spec import LabSettings, find_home, load
-
 
 def run(
     spec: Annotated[Path, typer.Argument(help="Spec file.", show_default=False)],
@@ -17,6 +15,8 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even if an interrupted run could be continued.")] = False,
 ) -> None:
     """Run an experiment; goes on with its interrupted run if there is one, and makes what it starts from if that is missing."""
+    from tunix_lab.spec import LabSettings, find_home, load
+
     settings = LabSettings()
     home = find_home(settings)
     loaded = load(spec, overrides, home)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tunix_lab.lab.journal import RunState
 
 _SHOWN = 20
-_HEADLINES = ("eval/accuracy", "eval/loss", "train/loss")
+_HEADLINES = ("eval/loss", "train/loss")
+_NOT_SCORES = ("eval/answer_tokens", "eval/stopped", "eval/margin")
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "killed": "yellow"}
 
 
@@ -63,24 +64,27 @@ def _row(state: "RunState") -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    primaries = dict.fromkeys(row["primary_metric"] for row in rows if row["primary_metric"])
-    columns = [name for name in dict.fromkeys((*primaries, *_HEADLINES)) if any(name in row["metrics"] for row in rows)]
+    """Fits a terminal of 100 columns: one headline per run instead of a column per metric."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold")
-    for name in ("status", "kind"):
-        table.add_column(name)
-    for name in ("step", *columns, "duration"):
+    for name in ("run", "status"):
+        table.add_column(name, no_wrap=True)
+    for name in ("step", "duration"):
         table.add_column(name, justify="right")
+    table.add_column("headline")
     for row in rows:
         status = f"[{_COLOURS[row['status']]}]{row['status']}[/]"
-        metrics = [_number(row["metrics"].get(name, "")) for name in columns]
-        table.add_row(row["run_id"], status, row["kind"] or "?", f"{row['step']:,}", *metrics, _duration(row["duration_s"]))
+        table.add_row(row["run_id"], status, f"{row['step']:,}", _duration(row["duration_s"]), _headline(row))
     return table
 
 
-def _number(value: float | str | None) -> str:
-    if isinstance(value, str):
-        return value
+def _headline(row: dict[str, Any]) -> str:
+    """The run's primary metric and losses; of an evaluation, which has no such metric, its scores."""
+    scores = sorted(name for name in row["metrics"] if name.startswith("eval/") and name not in _NOT_SCORES)
+    names = scores if row["kind"] == "evaluate" else [row["primary_metric"], *_HEADLINES]
+    return "  ".join(f"{name} {_number(row['metrics'][name])}" for name in dict.fromkeys(names) if name in row["metrics"])
+
+
+def _number(value: float | None) -> str:
     return "nan" if value is None else f"{value:.4g}"
 
 

@@ -5,8 +5,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tunix_lab.spec import find_home
-
 
 def sample(
     model: Annotated[str, typer.Argument(help="Run id, or folder of a model.", show_default=False)],
@@ -20,6 +18,7 @@ def sample(
 ) -> None:
     """Let a model answer prompts."""
     from tunix_lab.lab.sample import answer
+    from tunix_lab.spec import find_home
 
     console = Console(highlight=False, soft_wrap=True)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}

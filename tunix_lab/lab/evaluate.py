@@ -75,18 +75,20 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
     found = find_model(home, evaluation.model)
     tokenizer = Tokenizer.load(found.folder)
     model = load_model(found.folder)
-    run_id = new_run_id(f"evaluate-{_name(found)}")
+    run_id = new_run_id(f"evaluate-{found.name}")
     run_dir = home / "runs" / run_id
     with Journal.open(run_dir) as journal:
         described = {key: str(value) for key, value in dataclasses.asdict(evaluation).items() if value is not None}
-        write_manifest(run_dir, _manifest(run_id, evaluation, found, described, home), "", json.dumps(described, indent=2) + "\n")
+        text = "".join(f"{key}: {value}\n" for key, value in described.items())
+        write_manifest(run_dir, _manifest(run_id, evaluation, found, described, home), text, text)
         follower = start_follower(run_dir, tracking_uri(settings, home)) if settings.replicates else None
         metrics: dict[str, float] = {}
         if evaluation.prompts is not None:
-            metrics |= _answers(evaluation, model, tokenizer, home, journal)
+            metrics |= _answers(evaluation, model, tokenizer, home, journal, found.step)
         if evaluation.pairs is not None:
             metrics |= _preferences(evaluation, model, tokenizer, home)
-        journal.metrics(0, metrics)
+        # The step is that of the model, so that the values also stand beside its checkpoint.
+        journal.metrics(found.step, metrics, checkpoint=found.step)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({name.removeprefix("eval/"): value for name, value in metrics.items()}, indent=2) + "\n")
@@ -95,12 +97,14 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
     return metrics
 
 
-def _answers(evaluation: Evaluation, model: Decoder, tokenizer: Tokenizer, home: Path, journal: Journal) -> dict[str, float]:
+def _answers(
+    evaluation: Evaluation, model: Decoder, tokenizer: Tokenizer, home: Path, journal: Journal, step: int
+) -> dict[str, float]:
     rows = read_rows(home / evaluation.prompts)[: evaluation.rows]
     scorer = load_scorer(evaluation.scorer, home)
     samples = Samples(model, tokenizer, rows, max_new_tokens=evaluation.max_new_tokens, scorer=scorer)
     table, score = samples.generate(nnx.state(model))
-    journal.samples(0, table)
+    journal.samples(step, table)
     stopped = float(np.mean([row["finish_reason"] == "stop" for row in table]))
     named = {} if score is None else {f"eval/{evaluation.scorer.rpartition(':')[2]}": score}
     return named | {"eval/stopped": stopped, "eval/answer_tokens": float(np.mean([row["tokens"] for row in table]))}
@@ -132,11 +136,6 @@ def _share_positive(difference: np.ndarray) -> float:
     return float(np.mean(np.where(difference == 0, 0.5, difference > 0)))
 
 
-def _name(found: ModelFolder) -> str:
-    record = found.folder.parent / "run.json"
-    return json.loads(record.read_text())["name"] if record.is_file() else found.folder.name
-
-
 def _manifest(run_id: str, evaluation: Evaluation, found: ModelFolder, described: dict[str, str], home: Path) -> dict[str, Any]:
     git = git_state(home)
     files = {"prompts": evaluation.prompts, "pairs": evaluation.pairs}
@@ -153,11 +152,11 @@ def _manifest(run_id: str, evaluation: Evaluation, found: ModelFolder, described
     ]
     return {
         "run_id": run_id,
-        "name": f"evaluate-{_name(found)}",
+        "name": f"evaluate-{found.name}",
         "experiment": _experiment(found, home),
         "kind": "evaluate",
         "parent_run_id": found.run_id,
-        "description": f"Held-out evaluation of {_name(found)}.",
+        "description": f"Held-out evaluation of {found.name}.",
         "algorithm": "evaluate",
         "primary_metric": None,
         "higher_is_better": True,

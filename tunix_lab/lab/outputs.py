@@ -18,10 +18,27 @@ from tunix_lab.sft.train_state import Params, digest
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder:
-    """A model on disk, and the run it comes from (None if it is from elsewhere)."""
+    """A model on disk and where it comes from.
+
+    Attributes:
+      folder: its files.
+      name: of the experiment that made it, or of the folder.
+      run_id: of the run that made it; None if it is from elsewhere.
+      step: updates it was trained for by that run; 0 if unknown.
+    """
 
     folder: Path
-    run_id: str | None
+    name: str
+    run_id: str | None = None
+    step: int = 0
+
+    @classmethod
+    def read(cls, folder: Path, record: Path) -> "ModelFolder":
+        """The model in `folder`, which the run.json at `record` describes if it is there."""
+        if not record.is_file():
+            return cls(folder, folder.name)
+        described = json.loads(record.read_text())
+        return cls(folder, described["name"], described["run_id"], described["step"])
 
 
 def write_model(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> str:
@@ -68,8 +85,7 @@ def find_model(home: Path, text: str) -> ModelFolder:
     given = Path(text)
     for folder in (given, given / "final"):
         if (folder / "config.json").is_file():
-            record = folder.parent / "run.json"
-            return ModelFolder(folder, json.loads(record.read_text())["run_id"] if record.is_file() else None)
+            return ModelFolder.read(folder, folder.parent / "run.json")
     if given.is_dir():
         raise UserError(f"{text}: no model there (no config.json, and no final/ with one)")
     run_dir = find_run(home, text)
@@ -77,7 +93,7 @@ def find_model(home: Path, text: str) -> ModelFolder:
     folder = home / json.loads(record.read_text())["model"] if record.is_file() else run_dir / "final"
     if not (folder / "config.json").is_file():
         raise UserError(f"run {run_dir.name} has left no model at {folder}: it has not finished, or the folder was removed")
-    return ModelFolder(folder, run_dir.name)
+    return ModelFolder.read(folder, record)
 
 
 def _write_csv(path: Path, steps: dict[int, dict[str, float]]) -> None:

@@ -5,13 +5,14 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
 
+from tunix_lab.data.rows import Row, read_rows
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import EnvironmentProblem, Stopped, TrainingFailed, UserError
 from tunix_lab.lab import build
@@ -149,7 +150,7 @@ class _LabHooks(TrainingHooks):
             self._samples = Samples(
                 model,
                 tokenizer,
-                data.validation.rows[: spec.samples.count],
+                _sample_rows(spec, home, data),
                 max_new_tokens=spec.samples.max_new_tokens,
                 temperature=spec.samples.temperature,
                 seed=spec.seed,
@@ -186,6 +187,13 @@ class _LabHooks(TrainingHooks):
             self._journal.metrics(step, {f"eval/{self._section.scorer.rpartition(':')[2]}": score}, checkpoint=step)
 
 
+def _sample_rows(spec: ExperimentSpec, home: Path, data: build.Data) -> Sequence[Row]:
+    """The rows whose prompts are answered again and again."""
+    path = spec.samples.prompts
+    rows = data.validation.rows if path is None else read_rows(home / path)
+    return rows[: spec.samples.count]
+
+
 def use_compilation_cache(settings: LabSettings) -> None:
     """Keeps compiled programs on disk, the quick ones too: a resumed or repeated run starts without compiling."""
     jax.config.update("jax_compilation_cache_dir", str(settings.cache_dir / "jax"))
@@ -219,7 +227,8 @@ def _make_missing(spec: ExperimentSpec, home: Path) -> None:
         _say(f"{spec.name} starts from the output of {name}, which is missing")
         _say(f"plan: dvc repro {name} ({' → '.join(plan)}), then {spec.name}")
         make_upstream(home, name)
-    for path in (home / spec.tokenizer.path, home / spec.data.train, home / spec.data.validation):
+    prompts = [spec.samples.prompts] if spec.samples is not None and spec.samples.prompts is not None else []
+    for path in (home / name for name in (spec.tokenizer.path, spec.data.train, spec.data.validation, *prompts)):
         if not path.exists():
             raise UserError(
                 f"{path} does not exist: `dvc repro {spec.name}` makes what the experiment needs, or mend its path in the spec"

@@ -103,7 +103,7 @@ class PeftTrainer:
         self._stop_requested = False
         self._data_iterator: Iterator[Any] | None = None
         self._data_state: Any = None
-        self._unwritten: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
+        self._unwritten: tuple[int, dict[str, jax.Array], int] | None = None
         self._loss_fn: Callable[..., Any] = next_token_loss
         self._has_aux = False
         self._gen_model_input_fn: Callable[[Any], dict[str, Any]] = _as_kwargs
@@ -344,21 +344,21 @@ class PeftTrainer:
         return place_batch(batch, self._mesh, leading=leading, axes=self.config.data_sharding_axis)
 
     def _write_train_metrics(self, metrics: dict[str, jax.Array], n_tokens: int) -> None:
-        """Writes the *previous* update's metrics: by now the device has them, so nobody waits."""
+        """Writes the *previous* update's metrics: this one is queued behind it, so the device is never idle meanwhile."""
+        self._flush_metrics()
+        self._unwritten = (self._train_steps, metrics, n_tokens)
+
+    def _flush_metrics(self) -> None:
+        if self._unwritten is None:
+            return
+        step, metrics, n_tokens = self._unwritten
+        self._unwritten = None
+        values = _to_host(metrics)  # waits until the update is done, so the clock runs from one completion to the next
         now = time.perf_counter()
         step_s, self._clock = now - self._clock, now
         spans = self.perf_tracer.take()
         perf = {"perf/step_s": step_s, "perf/tokens_per_s": n_tokens / step_s}
         perf |= {f"perf/{name}_s": spans[name] for name in ("data", "wait") if name in spans}
-        self._flush_metrics()
-        self._unwritten = (self._train_steps, metrics, perf)
-
-    def _flush_metrics(self) -> None:
-        if self._unwritten is None:
-            return
-        step, metrics, perf = self._unwritten
-        self._unwritten = None
-        values = _to_host(metrics)
         self.metrics_logger.log_all(values | perf, step, Mode.TRAIN)
         self._post_process_train_step(values)
         shown = {"loss": values["loss"], "tokens/s": perf["perf/tokens_per_s"]}

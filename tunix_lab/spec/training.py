@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, field_validator, model_validator
 
-from tunix_lab.spec.section import REFERENCE_PATTERN, Section
+from tunix_lab.spec.section import REFERENCE_PATTERN, Section, Text
 
 Steps: TypeAlias = Annotated[int, Gt(0)]
 Rows: TypeAlias = Annotated[int, Gt(0)]
@@ -128,8 +128,10 @@ class SamplesSpec(Section):
 
     every: Steps = 50
     """Steps between samples."""
+    prompts: Text | None = None
+    """JSONL file of prompts, relative to the project; null: the validation file. Runs with one file can be compared."""
     count: Annotated[int, Gt(0)] = 8
-    """Prompts to answer, the first ones of the validation file."""
+    """Prompts to answer, the first ones of the file."""
     max_new_tokens: Annotated[int, Gt(0)] = 64
     """Most tokens of an answer."""
     temperature: Annotated[float, Ge(0)] = 0.0
