@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,13 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time of these tests is compilation
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Programs that are compiled once are kept, for the other tests that need the same one and for the next run."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +111,7 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         names = {"<bos>": 2, "<eos>": 1, "?": 4}
-        return [names[word] if word in names else 5 + ord(word) - ord("a") for word in text.split()]
+        return [names[word] if word in names else 5 + ord(word) - ord("a") for word in re.findall(r"<\w+>|\S", text)]
 
     def decode(self, ids: list[int]) -> str:
         return " ".join("?" if i == 4 else chr(ord("a") + i - 5) if 5 <= i < 31 else f"<{i}>" for i in ids if i > 2)

@@ -48,8 +48,7 @@ ROOMS = {
     "ops": _room(third="jax numpy jaxtyping"),
     "perf": _room(third="jax numpy"),
     "spec": _room(ours="config", third="annotated_types pydantic pydantic_core pydantic_settings ruamel"),
-    # Splits and examples of an experiment's data section are chosen in data.datasets, so the data room reads specs.
-    "data": _room(ours="config spec", third="numpy jinja2 tokenizers", third_inside="grain"),
+    "data": _room(ours="config", third="numpy jinja2 tokenizers", third_inside="grain"),
     "tasks": _room(ours="config", third="numpy"),
     "models": _room(ours="ops perf config", third="jax flax qwix numpy jaxtyping safetensors"),
     "generate": _room(ours="ops perf config data.tokenizer data.tokenizer_adapter", third="jax flax numpy jaxtyping"),
@@ -71,7 +70,6 @@ MAY_PROBE = {"tunix_lab._bounds": "annotations of any kind are searched for boun
 # An import by name can go around the table.
 MAY_IMPORT_BY_NAME = {
     "tunix_lab._lazy": "the lazy tables of packages",
-    "tunix_lab.spec": "a lazy table",
     "tunix_lab.spec.references": "scorers and rewards are named by the user",
 }
 # Statements at module level that do something; all others only define.

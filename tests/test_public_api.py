@@ -271,8 +271,12 @@ def local_path(tmp_path_factory) -> str:
     return str(folder)
 
 
-# The example is what people write; newer versions of jax and qwix complain about two of its lines.
-@pytest.mark.filterwarnings("ignore:.with mesh.:DeprecationWarning", "ignore:rngs must be provided:UserWarning")
+# The example is what people write; one version or another of jax and qwix complains about three of its lines.
+@pytest.mark.filterwarnings(
+    "ignore:The default axis_types will change:DeprecationWarning",
+    "ignore:.with mesh.:DeprecationWarning",
+    "ignore:rngs must be provided:UserWarning",
+)
 def test_dpo_training_with_gemma(rows, tokenizer, local_path):
     """Example 1 of the documentation, word for word but for its size, its data and where the weights come from."""
     from tunix_lab.models.gemma3 import params_safetensors as params_lib

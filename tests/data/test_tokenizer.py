@@ -90,7 +90,7 @@ def test_training_gives_the_same_bytes_in_another_process(sft_rows, tokenizer, t
 
 def test_importing_the_tokenizer_loads_no_jax():
     program = (
-        "import sys, tunix_lab.data.datasets, tunix_lab.data.pipeline, tunix_lab.tasks.arithmetic; print('jax' in sys.modules)"
+        "import sys, tunix_lab.lab.datasets, tunix_lab.data.pipeline, tunix_lab.tasks.arithmetic; print('jax' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

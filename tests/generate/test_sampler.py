@@ -174,7 +174,8 @@ def test_strings(sampler, word_tokenizer):
 
 
 def test_single_bos(sampler, word_tokenizer, model):
-    assert sampler.tokenize("a").tolist() == sampler.tokenize("<bos> a").tolist() == sampler.tokenize("<bos> <bos> a").tolist() == [2, 5]
+    for text in ("a", "<bos> a", "<bos> <bos> a"):
+        assert sampler.tokenize(text).tolist() == [2, 5]
     without = make_sampler(model, type(word_tokenizer)(bos_id=None))
     assert without.tokenize("a").tolist() == [5]
     zero = make_sampler(model, type(word_tokenizer)(bos_id=0))
@@ -204,12 +205,12 @@ def test_other_weights_without_compiling(model, tiny_decoder, word_tokenizer, gr
     jax.tree.map(np.testing.assert_array_equal, nnx.state(sampler.transformer), nnx.state(model))
 
 
-@pytest.mark.parametrize(("fsdp", "tp"), [(2, 4), (8, 1)])
-def test_on_a_mesh(tiny_decoder, word_tokenizer, greedy, fsdp, tp):
+def test_on_a_mesh(tiny_decoder, word_tokenizer, greedy):
+    """Two rows on four "fsdp" devices: filling rows make them four."""
     model = tiny_decoder(seed=1)
-    place_model(model, make_mesh(fsdp, tp))
-    out = make_sampler(model, word_tokenizer).generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER)
-    for i in range(4):
+    place_model(model, make_mesh(4, 2))
+    out = make_sampler(model, word_tokenizer).generate_tokens(PROMPTS[:2], BUDGET, stop_ids=NEVER)
+    for i in range(2):
         same((out, i), (greedy, i))
 
 

@@ -45,10 +45,10 @@ def show(
     ] = [],  # noqa: B006 (never changed)
 ) -> None:
     """Show the first rows as the trainer gets them: every token, trained ones bright and in ⟦brackets⟧. Needs no weights."""
-    from tunix_lab.data.datasets import load_dataset
     from tunix_lab.data.rows import place_of
     from tunix_lab.data.show import parts_of
     from tunix_lab.data.tokenizer import Tokenizer
+    from tunix_lab.lab.datasets import load_dataset
     from tunix_lab.spec import find_home, load
 
     home = find_home()

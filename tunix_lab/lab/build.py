@@ -10,10 +10,10 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from tunix_lab.data.datasets import Dataset, load_dataset
 from tunix_lab.data.pipeline import EvalBatches, TrainBatches, eval_batches, train_batches
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import EnvironmentProblem, UserError
+from tunix_lab.lab.datasets import Dataset, load_dataset
 from tunix_lab.lab.versioning import output_folder
 from tunix_lab.models.adapters import add_lora, merged_params
 from tunix_lab.models.catalog import load_model
@@ -156,6 +156,7 @@ def build_trainer(
     tokenizer: Tokenizer,
     *,
     checkpoints: Path,
+    identity: str,
     logger: MetricsLogger,
     on_saved: Callable[[int, Path, str], None],
 ) -> PeftTrainer:
@@ -167,6 +168,7 @@ def build_trainer(
       base: the model before training; the frozen reference of DPO.
       tokenizer: of the data.
       checkpoints: folder of this run's checkpoints.
+      identity: hash of spec and inputs, see `manifest.Inputs`.
       logger: receives the metrics.
       on_saved: called for every checkpoint that is complete on disk.
     """
@@ -181,6 +183,7 @@ def build_trainer(
         checkpoints,
         ocp.CheckpointManagerOptions(max_to_keep=spec.checkpoint.keep_last),
         every=spec.checkpoint.every,
+        identity=identity,
         on_saved=on_saved,
     )
     services = {"metrics_logger": logger, "perf_tracer": HostTracer(), "checkpoint_manager": manager}

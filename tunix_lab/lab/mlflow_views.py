@@ -120,7 +120,7 @@ def _filter(algorithm: str) -> str:
 
 def _columns(algorithm: str) -> list[str]:
     if algorithm == EVALUATE:
-        metrics = ["eval/exact_match", "eval/preference_accuracy", "eval/margin", "eval/answer_tokens"]
+        metrics = ["eval/exact_match", "eval/preference_accuracy", "eval/ranking_accuracy", "eval/margin"]
         return ["attributes.`Duration`", *(f"metrics.`{name}`" for name in metrics), "tags.`lab.parent_run_id`"]
     metrics = ["eval/exact_match", "eval/accuracy", "eval/loss"]
     metrics += ["eval/margin"] if algorithm in _PREFERENCE else []

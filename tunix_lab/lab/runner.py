@@ -5,16 +5,14 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
 
-from tunix_lab.data.rows import Row, read_rows
 from tunix_lab.data.tokenizer import Tokenizer
-from tunix_lab.errors import EnvironmentProblem, Stopped, TrainingFailed, UserError
+from tunix_lab.errors import EnvironmentProblem, Stopped, UserError
 from tunix_lab.lab import build
 from tunix_lab.lab.journal import Journal, list_runs, new_run_id, read_manifest
 from tunix_lab.lab.journal_logger import JournalLogger
@@ -22,10 +20,9 @@ from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_m
 from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
 from tunix_lab.lab.outputs import write_model, write_records
 from tunix_lab.lab.plan import missing_upstream
-from tunix_lab.lab.samples import Samples, load_scorer
+from tunix_lab.lab.run_hooks import RunHooks
 from tunix_lab.lab.system_metrics import SystemMetrics
 from tunix_lab.lab.versioning import make_upstream
-from tunix_lab.sft.hooks import TrainingHooks
 from tunix_lab.sft.peft_trainer import PeftTrainer
 from tunix_lab.spec import ExperimentSpec, LabSettings, LoadedSpec, resolved_yaml, tracking_uri, upstream
 
@@ -110,18 +107,21 @@ def _execute(
     """Trains and writes the outputs; returns the last metrics."""
     base = build.build_base(spec, home, mesh, tokenizer)
     model = build.build_model(spec, base, mesh)
-    checkpoints = home / "checkpoints" / inputs.identity(spec)[:16] / journal.run_id
+    identity = inputs.identity(spec)
+    checkpoints = home / "checkpoints" / identity[:16] / journal.run_id
 
     def on_saved(step: int, path: Path, digest: str) -> None:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         journal.checkpoint(step, path.relative_to(home).as_posix(), digest, size)
 
     logger = JournalLogger(journal, log_every=spec.training.log_every, last_step=spec.training.max_steps)
-    trainer = build.build_trainer(spec, model, base, tokenizer, checkpoints=checkpoints, logger=logger, on_saved=on_saved)
+    trainer = build.build_trainer(
+        spec, model, base, tokenizer, checkpoints=checkpoints, identity=identity, logger=logger, on_saved=on_saved
+    )
     if trainer.train_steps:
         journal.event("resumed", step=trainer.train_steps)
         _say(f"resuming after step {trainer.train_steps} of {spec.training.max_steps}")
-    trainer.with_training_hooks(_LabHooks(spec, home, journal, model, tokenizer, data))
+    trainer.with_training_hooks(RunHooks(spec, home, journal, model, tokenizer, data))
     with SystemMetrics(journal, device_memory=_device_memory), _stop_on_signals(trainer) as received:
         trainer.train(data.train_batches, data.eval_batches)
         trainer.close()
@@ -135,63 +135,6 @@ def _execute(
     record |= {"model": _relative(out / "final", home)}
     (journal.run_dir / "run.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     return write_records(journal.run_dir, out, record)
-
-
-class _LabHooks(TrainingHooks):
-    """Samples when they are due, and an end to training on numbers that are none."""
-
-    def __init__(
-        self, spec: ExperimentSpec, home: Path, journal: Journal, model: nnx.Module, tokenizer: Tokenizer, data: build.Data
-    ):
-        self._journal = journal
-        self._section = spec.samples
-        self._sampled: int | None = None
-        if spec.samples is not None:
-            self._samples = Samples(
-                model,
-                tokenizer,
-                _sample_rows(spec, home, data),
-                max_new_tokens=spec.samples.max_new_tokens,
-                temperature=spec.samples.temperature,
-                seed=spec.seed,
-                scorer=load_scorer(spec.samples.scorer, home),
-            )
-
-    def on_train_begin(self, trainer: PeftTrainer) -> None:
-        if trainer.train_steps == 0:
-            self._sample(trainer)
-
-    def on_update(self, trainer: PeftTrainer) -> None:
-        if self._section is not None and trainer.train_steps % self._section.every == 0:
-            self._sample(trainer)
-
-    def on_train_step_end(self, trainer: PeftTrainer, train_step: int, train_loss: float) -> None:
-        if train_loss != train_loss or abs(train_loss) == float("inf"):
-            raise TrainingFailed(
-                f"the loss of step {train_step} is {train_loss}: lower optimizer.learning_rate or optimizer.clip_norm; "
-                f"the last good checkpoint is step {trainer.checkpoint_manager.latest_step()}"
-            )
-
-    def on_train_end(self, trainer: PeftTrainer) -> None:
-        if not trainer.stopped_early:
-            self._sample(trainer)
-
-    def _sample(self, trainer: PeftTrainer) -> None:
-        step = trainer.train_steps
-        if self._section is None or self._sampled == step:
-            return
-        self._sampled = step
-        rows, score = self._samples.generate(nnx.state(trainer.model))
-        self._journal.samples(step, rows)
-        if score is not None:
-            self._journal.metrics(step, {f"eval/{self._section.scorer.rpartition(':')[2]}": score}, checkpoint=step)
-
-
-def _sample_rows(spec: ExperimentSpec, home: Path, data: build.Data) -> Sequence[Row]:
-    """The rows whose prompts are answered again and again."""
-    path = spec.samples.prompts
-    rows = data.validation.rows if path is None else read_rows(home / path)
-    return rows[: spec.samples.count]
 
 
 def use_compilation_cache(settings: LabSettings) -> None:

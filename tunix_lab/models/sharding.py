@@ -23,12 +23,18 @@ def make_mesh(fsdp: int, tp: int) -> Mesh:
     return jax.make_mesh((fsdp, tp), ("fsdp", "tp"), axis_types=auto, devices=jax.devices()[: fsdp * tp])
 
 
+def auto_mesh(mesh: Mesh) -> Mesh:
+    """The same mesh with axes over which the compiler splits by itself; `jax.make_mesh` makes explicit ones unless told so."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
 def param_sharding(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
     """Where one parameter goes.
 
     An axis that its mesh axis does not divide stays whole (two key-value heads on four "tp" devices), and so does a parameter
     that declares no axes of its own, such as an adapter's.
     """
+    mesh = auto_mesh(mesh)
     shape = variable.get_value().shape
     axes = variable.get_metadata().get("axes") or ()
     if len(axes) != len(shape):

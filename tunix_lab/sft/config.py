@@ -18,10 +18,10 @@ class MetricsLoggerOptions:
 
     Attributes:
       log_dir: folder for TensorBoard's event files; required by the TensorBoard backend only.
-      project_name: project of the run, for backends that know one.
-      run_name: name of the run, for backends that know one.
+      project_name: project at Weights & Biases; None writes nothing there.
+      run_name: name of the run there.
       flush_every_n_steps: how often backends write to disk, in steps of the metrics' own counter.
-      backend_factories: functions of no argument that make a backend; none means TensorBoard when `log_dir` is set.
+      backend_factories: functions of no argument that make a backend each, in place of TensorBoard and Weights & Biases.
     """
 
     log_dir: str | None = None

@@ -1,11 +1,15 @@
 """Collects scalar metrics and hands them to backends; owned by one run, no process-wide listeners."""
 
 import enum
+import importlib.util
+import logging
 from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from tunix_lab.sft.config import MetricsLoggerOptions
+
+logger = logging.getLogger(__name__)
 
 # Values kept per metric for `get_metric_history`.
 _HISTORY = 100_000
@@ -41,6 +45,22 @@ class TensorBoardBackend:
 
     def close(self) -> None:
         self._writer.close()
+
+
+class WandbBackend:
+    """Writes to Weights & Biases (the extra `wandb`)."""
+
+    def __init__(self, project: str, run_name: str | None):
+        import wandb
+
+        # A run of its own: two loggers in one process must not share wandb's current run.
+        self._run = wandb.init(project=project, name=run_name, reinit="create_new")
+
+    def log_scalar(self, event: str, value: float, **kwargs: Any) -> None:
+        self._run.log({event: value}, step=kwargs["step"])
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 class MetricsLogger:
@@ -103,9 +123,15 @@ class MetricsLogger:
 
 
 def create_backends(options: MetricsLoggerOptions) -> list[LoggingBackend]:
-    """Fresh backends: those of `backend_factories`, or TensorBoard if only `log_dir` is set."""
+    """Fresh backends: those of `backend_factories`; without any, TensorBoard if `log_dir` and W&B if `project_name` is set."""
     if options.backend_factories:
         return [factory() for factory in options.backend_factories]
+    backends: list[LoggingBackend] = []
     if options.log_dir is not None:
-        return [TensorBoardBackend(options.log_dir, options.flush_every_n_steps)]
-    return []
+        backends.append(TensorBoardBackend(options.log_dir, options.flush_every_n_steps))
+    if options.project_name is not None:
+        if importlib.util.find_spec("wandb") is None:
+            logger.warning("project %s: wandb is not installed (pip install wandb), nothing goes there", options.project_name)
+        else:
+            backends.append(WandbBackend(options.project_name, options.run_name))
+    return backends

@@ -1,6 +1,7 @@
 """The training loop: any nnx model, any loss, full weights or adapters."""
 
 import dataclasses
+import functools
 import itertools
 import logging
 import time
@@ -24,7 +25,16 @@ from tunix_lab.sft.losses import next_token_loss
 from tunix_lab.sft.metrics_logger import MetricsLogger, Mode
 from tunix_lab.sft.profiler import Profiler
 from tunix_lab.sft.progress_bar import ProgressBar
-from tunix_lab.sft.train_state import TrainState, init_opt_state, is_lora_model, mesh_of, split_model
+from tunix_lab.sft.train_state import (
+    TrainState,
+    carried,
+    changing,
+    init_opt_state,
+    is_lora_model,
+    mesh_of,
+    split_model,
+    with_carried,
+)
 from tunix_lab.sft.train_step import as_weighted, make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)
@@ -193,7 +203,7 @@ class PeftTrainer:
 
     @property
     def state(self) -> TrainState:
-        """Parameters, other variables and optimizer state; the next update takes their buffers."""
+        """Parameters, other variables and optimizer state; the next update takes the buffers of the first and the last."""
         return self._state
 
     def request_stop(self) -> None:
@@ -280,6 +290,7 @@ class PeftTrainer:
         if self.data_hooks is not None:
             hooks = self.data_hooks
             return iter(lambda: hooks.load_next_train_batch(self), None)
+        self._data_state = self._data_iterator_state()  # of an earlier call, or restored
         iterator = iter(train_ds)
         self._data_iterator = iterator
         if isinstance(iterator, ResumableIterator):
@@ -319,15 +330,29 @@ class PeftTrainer:
     def jit_train_and_eval_step(
         self, skip_jit: bool = False, *, cache_nnx_graph: bool = False
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The train and eval steps, compiled (the train step takes over the buffers of the state it is given)."""
+        """The train and eval steps, compiled (the train step takes over the parameters and moments of the state it is given)."""
         if skip_jit:
             return self.create_train_step_fn(), self.create_eval_step_fn()
         if self._compiled is None:
-            self._compiled = (
-                jax.jit(self.create_train_step_fn(), donate_argnums=0),
-                jax.jit(self.create_eval_step_fn()),
-            )
+            self._compiled = self._compile_train_step(), jax.jit(self.create_eval_step_fn())
         return self._compiled
+
+    def _compile_train_step(self) -> Callable[..., Any]:
+        step = self.create_train_step_fn()
+
+        # Frozen weights are neither given away, for they may lie under another model too (the base of adapters, a reference),
+        # nor handed back, which would copy them.
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def compiled(params: dict[str, jax.Array], opt_state: Any, rest: nnx.State, micro_batches: Any):
+            state, metrics = step(TrainState(params, rest, opt_state), micro_batches)
+            return state.params, state.opt_state, changing(state.rest), metrics
+
+        def update(state: TrainState, micro_batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+            params, opt_state, changed, metrics = compiled(state.params, state.opt_state, state.rest, micro_batches)
+            rest = nnx.merge_state(state.rest, changed) if changed else state.rest
+            return TrainState(params, rest, opt_state), metrics
+
+        return update
 
     def _weighted_loss(self, model: nnx.Module, batch: Any) -> tuple[WeightedMean, dict[str, WeightedMean]]:
         out = self._loss_fn(model, **self._gen_model_input_fn(batch))
@@ -368,11 +393,13 @@ class PeftTrainer:
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
-        """Saves parameters, optimizer state, counters and the data iterator's state; does nothing without a folder."""
+        """Saves parameters, other variables, optimizer state, counters and the place in the data; nothing without a folder."""
+        self._flush_metrics()  # a hook that refuses the loss does so before these parameters are saved
         with self.perf_tracer.span("checkpoint"):
             record = {"train_steps": self._train_steps, "iter_steps": self._iter_steps, "data": self._data_iterator_state()}
             record["metadata"] = self.custom_checkpoint_metadata()
-            self.checkpoint_manager.save(self._train_steps, self._state.params, self._state.opt_state, record)
+            state = self._state
+            self.checkpoint_manager.save(self._train_steps, state.params, state.opt_state, record, carried(state.rest))
 
     def _data_iterator_state(self) -> Any:
         iterator = self._data_iterator
@@ -380,11 +407,12 @@ class PeftTrainer:
 
     def _restore(self) -> None:
         self.restored_metadata: dict[str, Any] = {}
-        restored = self.checkpoint_manager.restore(self._state.params, self._state.opt_state)
+        state = self._state
+        restored = self.checkpoint_manager.restore(state.params, state.opt_state, carried(state.rest))
         if restored is None:
             return
-        step, params, opt_state, record = restored
-        self._state = dataclasses.replace(self._state, params=params, opt_state=opt_state)
+        step, params, opt_state, record, variables = restored
+        self._state = TrainState(params, with_carried(state.rest, variables), opt_state)
         self._train_steps, self._iter_steps = record["train_steps"], record["iter_steps"]
         self._data_state = record["data"]
         self.restored_metadata = record["metadata"]

@@ -46,8 +46,8 @@ class ModelParts:
     trained: type[nnx.Variable]
 
     def merge(self, params: Params, rest: nnx.State) -> nnx.Module:
-        """The model with these variables."""
-        return nnx.merge(self.graph, self.to_state(params), rest)
+        """The model with these variables, which it may change: they belong to the trace in which this is called."""
+        return nnx.merge(self.graph, self.to_state(params), snapshot(rest))
 
     def rest_of(self, model: nnx.Module) -> nnx.State:
         """The variables of a merged model that are not trained."""
@@ -81,6 +81,35 @@ def split_model(model: nnx.Module) -> tuple[ModelParts, Params, nnx.State]:
     template, rest = snapshot(template), snapshot(rest)
     params = flat_params(template)
     return ModelParts(graph, jax.eval_shape(lambda: template), trained), params, rest
+
+
+def changing(rest: nnx.State) -> nnx.State:
+    """What training changes beside the trained parameters: counters of random numbers, statistics; all that is no `nnx.Param`."""
+    return nnx.filter_state(rest, nnx.filterlib.Not(nnx.Param))
+
+
+def carried(rest: nnx.State) -> Params:
+    """The arrays of `changing` by dotted path, random keys as plain bits: what a checkpoint holds of `rest`."""
+    return {name: _key_bits(array) for name, array in flat_params(changing(rest)).items()}
+
+
+def with_carried(rest: nnx.State, values: Params) -> nnx.State:
+    """`rest` with the values that `carried` gave."""
+
+    def put(variable: nnx.Variable, value: jax.Array) -> nnx.Variable:
+        old = variable.get_value()
+        return variable.replace(jax.random.wrap_key_data(value, impl=jax.random.key_impl(old)) if _is_key(old) else value)
+
+    flat = [(path, put(variable, values[dotted(path)])) for path, variable in nnx.to_flat_state(changing(rest))]
+    return nnx.merge_state(rest, nnx.from_flat_state(flat))
+
+
+def _is_key(array: jax.Array) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def _key_bits(array: jax.Array) -> jax.Array:
+    return jax.random.key_data(array) if _is_key(array) else array
 
 
 def snapshot(state: nnx.State) -> nnx.State:

@@ -62,7 +62,7 @@ def make_train_step(parts: ModelParts, optimizer: optax.GradientTransformation, 
         )
         metrics = {
             "loss": loss.mean,
-            "grad_norm": optax.global_norm(gradient),
+            "grad_norm": optax.tree.norm(gradient),
             "empty_batches": 1.0 - has_weight.astype(jnp.float32),
             **learning_rate_of(opt_state),
             **{name: value.mean for name, value in aux.items()},

@@ -3,8 +3,9 @@
 The names below are loaded on first use, so that `tunix-lab --help` does not wait for them.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from tunix_lab._lazy import lazy_names
 
 if TYPE_CHECKING:
     from tunix_lab.spec.checks import check_devices
@@ -16,52 +17,25 @@ if TYPE_CHECKING:
     from tunix_lab.spec.render import flatten, resolved_yaml
     from tunix_lab.spec.settings import LabSettings, find_home, tracking_uri
 
-_HOMES = {
-    "ExperimentSpec": "experiment",
-    "LabSettings": "settings",
-    "LoadedSpec": "loading",
-    "Place": "errors",
-    "Problem": "errors",
-    "SpecError": "errors",
-    "check_devices": "checks",
-    "find_home": "settings",
-    "flatten": "render",
-    "group_hash": "hashes",
-    "import_function": "references",
-    "load": "loading",
-    "resolved_yaml": "render",
-    "resume_hash": "hashes",
-    "spec_hash": "hashes",
-    "tracking_uri": "settings",
-    "upstream": "experiment",
-}
-
-__all__ = [
-    "ExperimentSpec",
-    "LabSettings",
-    "LoadedSpec",
-    "Place",
-    "Problem",
-    "SpecError",
-    "check_devices",
-    "find_home",
-    "flatten",
-    "group_hash",
-    "import_function",
-    "load",
-    "resolved_yaml",
-    "resume_hash",
-    "spec_hash",
-    "tracking_uri",
-    "upstream",
-]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return vars(importlib.import_module(f"{__name__}.{_HOMES[name]}"))[name]
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ExperimentSpec": "tunix_lab.spec.experiment",
+        "LabSettings": "tunix_lab.spec.settings",
+        "LoadedSpec": "tunix_lab.spec.loading",
+        "Place": "tunix_lab.spec.errors",
+        "Problem": "tunix_lab.spec.errors",
+        "SpecError": "tunix_lab.spec.errors",
+        "check_devices": "tunix_lab.spec.checks",
+        "find_home": "tunix_lab.spec.settings",
+        "flatten": "tunix_lab.spec.render",
+        "group_hash": "tunix_lab.spec.hashes",
+        "import_function": "tunix_lab.spec.references",
+        "load": "tunix_lab.spec.loading",
+        "resolved_yaml": "tunix_lab.spec.render",
+        "resume_hash": "tunix_lab.spec.hashes",
+        "spec_hash": "tunix_lab.spec.hashes",
+        "tracking_uri": "tunix_lab.spec.settings",
+        "upstream": "tunix_lab.spec.experiment",
+    },
+)

@@ -1,0 +1,83 @@
+"""What a run does between updates: samples, a stop on numbers that are none, and a stop when its pipeline is gone."""
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flax import nnx
+
+from tunix_lab.data.rows import Row, read_rows
+from tunix_lab.data.tokenizer import Tokenizer
+from tunix_lab.errors import TrainingFailed
+from tunix_lab.lab import build
+from tunix_lab.lab.journal import Journal
+from tunix_lab.lab.samples import Samples, load_scorer
+from tunix_lab.sft.hooks import TrainingHooks
+from tunix_lab.sft.peft_trainer import PeftTrainer
+from tunix_lab.spec import ExperimentSpec
+
+
+class RunHooks(TrainingHooks):
+    """Samples when they are due, and an end to training on numbers that are none."""
+
+    def __init__(
+        self, spec: ExperimentSpec, home: Path, journal: Journal, model: nnx.Module, tokenizer: Tokenizer, data: build.Data
+    ):
+        self._journal = journal
+        self._section = spec.samples
+        self._sampled: int | None = None
+        # DVC does not take its stages along when it is killed; training on would meet the next `dvc repro` in the same folders.
+        self._parent = os.getppid() if os.environ.get("DVC_STAGE") else None
+        if spec.samples is not None:
+            self._samples = Samples(
+                model,
+                tokenizer,
+                _sample_rows(spec, home, data),
+                max_new_tokens=spec.samples.max_new_tokens,
+                temperature=spec.samples.temperature,
+                seed=spec.seed,
+                scorer=load_scorer(spec.samples.scorer, home),
+            )
+
+    def on_train_begin(self, trainer: PeftTrainer) -> None:
+        if trainer.train_steps == 0:
+            self._sample(trainer)
+
+    def on_update(self, trainer: PeftTrainer) -> None:
+        if self._parent is not None and os.getppid() != self._parent:
+            print("the dvc process that started this stage is gone", file=sys.stderr, flush=True)
+            self._parent = None
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self._section is not None and trainer.train_steps % self._section.every == 0:
+            self._sample(trainer)
+
+    def on_train_step_end(self, trainer: PeftTrainer, train_step: int, train_loss: float) -> None:
+        if not math.isfinite(train_loss):
+            raise TrainingFailed(
+                f"the loss of step {train_step} is {train_loss}: lower optimizer.learning_rate or optimizer.clip_norm; "
+                f"the last good checkpoint is step {trainer.checkpoint_manager.latest_step()}"
+            )
+
+    def on_train_end(self, trainer: PeftTrainer) -> None:
+        if not trainer.stopped_early:
+            self._sample(trainer)
+
+    def _sample(self, trainer: PeftTrainer) -> None:
+        step = trainer.train_steps
+        if self._section is None or self._sampled == step:
+            return
+        self._sampled = step
+        rows, score = self._samples.generate(nnx.state(trainer.model))
+        self._journal.samples(step, rows)
+        if score is not None:
+            self._journal.metrics(step, {f"eval/{self._section.scorer.rpartition(':')[2]}": score}, checkpoint=step)
+
+
+def _sample_rows(spec: ExperimentSpec, home: Path, data: build.Data) -> Sequence[Row]:
+    """The rows whose prompts are answered again and again."""
+    path = spec.samples.prompts
+    rows = data.validation.rows if path is None else read_rows(home / path)
+    return rows[: spec.samples.count]
