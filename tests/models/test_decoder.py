@@ -131,4 +131,3 @@ def test_published_sizes():
     state = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     assert sum(int(np.prod(value.shape)) for value in flat_params(state).values()) == 999_885_952
     assert [i for i in range(26) if config.attention_kind(i) == "global"] == [5, 11, 17, 23]
-

@@ -64,6 +64,7 @@ def test_roundtrip(folder):
     assert record["params_digest"] == digest(params(2))
 
 
+@pytest.mark.slow
 def test_truncate_any_file(two_steps, tmp_path, caplog):
     """Whatever file of the newest step is cut short, that step is either skipped with a warning, or still right."""
     files = [path.relative_to(two_steps) for path in sorted((two_steps / "2").rglob("*")) if path.is_file()]
@@ -84,8 +85,15 @@ def test_truncate_any_file(two_steps, tmp_path, caplog):
     assert skipped >= 3  # parameters, moments and record at least
 
 
+def test_other_parameters_are_noticed(folder, caplog):
+    """Files that read without an error but hold another step's parameters: the digest knows."""
+    shutil.rmtree(folder / "2" / "params")
+    shutil.copytree(folder / "1" / "params", folder / "2" / "params")
+    assert read(folder)[0] == 1 and "its parameters have digest" in caplog.text
+
+
 def test_flipped_bytes_are_noticed(folder, caplog):
-    """Right length, wrong content: the digest knows."""
+    """Right length, wrong content."""
     data = [path for path in (folder / "2" / "params").rglob("*") if path.is_file() and path.parent.name == "d"]
     assert data
     for path in data:

@@ -60,6 +60,7 @@ def test_dp_invariance(tiny_decoder, batches, alone, mesh):
         assert array.addressable_shards[0].data.shape == (16 // fsdp, 24 // tp)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [(None, (2, 4)), ((4, 2), None), ((2, 4), (4, 2))])
 def test_a_checkpoint_moves_between_meshes(tiny_decoder, batches, alone, tmp_path, first, second):
     folder = {"checkpoint_root_directory": str(tmp_path)}
@@ -76,6 +77,7 @@ def test_a_batch_that_does_not_divide_is_an_error(tiny_decoder, batches):
         fit(placed(tiny_decoder(num_layers=1), (4, 2)), [six])
 
 
+@pytest.mark.slow
 def test_dpo_with_adapters_on_a_mesh(tiny_decoder, pair_rows):
     """Reference log-probabilities, adapters and accumulation on eight devices."""
     found = []
