@@ -48,7 +48,7 @@ def test_frozen_weights_are_not_copied(tiny_decoder, make_trainer, sft_rows, acc
     """An update hands them on: the same memory before and after, however large they are."""
     model = add_lora(tiny_decoder(num_layers=1), rank=2, alpha=8.0, targets=".*q_einsum", seed=0)
     trainer = make_trainer(model, gradient_accumulation_steps=accumulate)
-    places = lambda: [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(trainer.state.rest)]  # noqa: E731
+    places = lambda: [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(trainer._frozen)]  # noqa: E731
     before = places()
     trainer.train([sft_rows([10, 7])] * 4)
     assert places() == before

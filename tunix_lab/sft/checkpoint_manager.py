@@ -67,7 +67,7 @@ class CheckpointManager:
           params: the trained parameters.
           opt_state: the optimizer's state.
           record: JSON: counters, the data iterator's state, hashes, the user's metadata.
-          variables: what else training changes, `train_state.carried`; None is nothing.
+          variables: what else training changes, `train_state.plain`; None is nothing.
 
         Returns:
           Whether a checkpoint was written (False if this step already has one, or there is no folder).

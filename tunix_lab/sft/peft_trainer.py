@@ -1,7 +1,6 @@
 """The training loop: any nnx model, any loss, full weights or adapters."""
 
 import dataclasses
-import functools
 import itertools
 import logging
 import time
@@ -27,13 +26,12 @@ from tunix_lab.sft.profiler import Profiler
 from tunix_lab.sft.progress_bar import ProgressBar
 from tunix_lab.sft.train_state import (
     TrainState,
-    carried,
-    changing,
     init_opt_state,
     is_lora_model,
     mesh_of,
+    plain,
     split_model,
-    with_carried,
+    with_plain,
 )
 from tunix_lab.sft.train_step import as_weighted, make_eval_step, make_train_step
 
@@ -103,9 +101,9 @@ class PeftTrainer:
         self.data_hooks: DataHooks | None = None
         self.is_lora = is_lora_model(model)
         self._model = model
-        self._parts, params, rest = split_model(model)
+        self._parts, params, variables, self._frozen = split_model(model)
         params = self._own(params)
-        self._state = TrainState(params, rest, init_opt_state(optimizer, params))
+        self._state = TrainState(params, variables, init_opt_state(optimizer, params))
         self._mesh = mesh_of(params)
         self._throttler = InflightThrottler(training_config.max_inflight_computations)
         self._train_steps = 0
@@ -176,11 +174,11 @@ class PeftTrainer:
         return {}
 
     def create_train_step_fn(self) -> Callable[..., Any]:
-        """The pure function of one update, `(state, micro_batches) -> (state, metrics)`."""
+        """The pure function of one update, `(state, frozen, micro_batches) -> (state, metrics)`."""
         return make_train_step(self._parts, self.optimizer, self._weighted_loss)
 
     def create_eval_step_fn(self) -> Callable[..., Any]:
-        """The pure function of one evaluation batch, `(state, batch) -> {name: WeightedMean}`."""
+        """The pure function of one evaluation batch, `(state, frozen, batch) -> {name: WeightedMean}`."""
         return make_eval_step(self._parts, self._weighted_loss)
 
     # ---- what can be asked -----------------------------------------------------------------------------------------
@@ -188,7 +186,7 @@ class PeftTrainer:
     @property
     def model(self) -> nnx.Module:
         """The model with its present parameters."""
-        nnx.update(self._model, self._parts.to_state(self._state.params), self._state.rest)
+        nnx.update(self._model, self._parts.to_state(self._state.params), self._state.variables)
         return self._model
 
     @property
@@ -203,7 +201,7 @@ class PeftTrainer:
 
     @property
     def state(self) -> TrainState:
-        """Parameters, other variables and optimizer state; the next update takes the buffers of the first and the last."""
+        """Trained parameters, other variables and optimizer state; the next update takes their buffers."""
         return self._state
 
     def request_stop(self) -> None:
@@ -249,7 +247,7 @@ class PeftTrainer:
                     self.training_hooks.on_train_step_begin(self)
                     with self.perf_tracer.span("wait"):
                         self._throttler.wait_for_next()
-                    self._state, metrics = train_step(self._state, micro_batches)
+                    self._state, metrics = train_step(self._state, self._frozen, micro_batches)
                     self._throttler.add_computation(metrics["loss"])
                     self._train_steps += 1
                     self._write_train_metrics(metrics, n_tokens)
@@ -309,7 +307,7 @@ class PeftTrainer:
         with self.perf_tracer.span("eval"):
             for batch in self._eval_batches(eval_ds):
                 placed = self._place(self._prepare_inputs(batch), leading=0)
-                values = eval_step(self._state, placed)
+                values = eval_step(self._state, self._frozen, placed)
                 totals = {name: value + totals[name] for name, value in values.items()} if totals else values
         if not totals:
             return
@@ -330,29 +328,12 @@ class PeftTrainer:
     def jit_train_and_eval_step(
         self, skip_jit: bool = False, *, cache_nnx_graph: bool = False
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """The train and eval steps, compiled (the train step takes over the parameters and moments of the state it is given)."""
+        """The train and eval steps, compiled (the train step takes over the buffers of the state it is given)."""
         if skip_jit:
             return self.create_train_step_fn(), self.create_eval_step_fn()
         if self._compiled is None:
-            self._compiled = self._compile_train_step(), jax.jit(self.create_eval_step_fn())
+            self._compiled = jax.jit(self.create_train_step_fn(), donate_argnums=0), jax.jit(self.create_eval_step_fn())
         return self._compiled
-
-    def _compile_train_step(self) -> Callable[..., Any]:
-        step = self.create_train_step_fn()
-
-        # Frozen weights are neither given away, for they may lie under another model too (the base of adapters, a reference),
-        # nor handed back, which would copy them.
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def compiled(params: dict[str, jax.Array], opt_state: Any, rest: nnx.State, micro_batches: Any):
-            state, metrics = step(TrainState(params, rest, opt_state), micro_batches)
-            return state.params, state.opt_state, changing(state.rest), metrics
-
-        def update(state: TrainState, micro_batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-            params, opt_state, changed, metrics = compiled(state.params, state.opt_state, state.rest, micro_batches)
-            rest = nnx.merge_state(state.rest, changed) if changed else state.rest
-            return TrainState(params, rest, opt_state), metrics
-
-        return update
 
     def _weighted_loss(self, model: nnx.Module, batch: Any) -> tuple[WeightedMean, dict[str, WeightedMean]]:
         out = self._loss_fn(model, **self._gen_model_input_fn(batch))
@@ -399,7 +380,7 @@ class PeftTrainer:
             record = {"train_steps": self._train_steps, "iter_steps": self._iter_steps, "data": self._data_iterator_state()}
             record["metadata"] = self.custom_checkpoint_metadata()
             state = self._state
-            self.checkpoint_manager.save(self._train_steps, state.params, state.opt_state, record, carried(state.rest))
+            self.checkpoint_manager.save(self._train_steps, state.params, state.opt_state, record, plain(state.variables))
 
     def _data_iterator_state(self) -> Any:
         iterator = self._data_iterator
@@ -408,11 +389,11 @@ class PeftTrainer:
     def _restore(self) -> None:
         self.restored_metadata: dict[str, Any] = {}
         state = self._state
-        restored = self.checkpoint_manager.restore(state.params, state.opt_state, carried(state.rest))
+        restored = self.checkpoint_manager.restore(state.params, state.opt_state, plain(state.variables))
         if restored is None:
             return
         step, params, opt_state, record, variables = restored
-        self._state = TrainState(params, with_carried(state.rest, variables), opt_state)
+        self._state = TrainState(params, with_plain(state.variables, variables), opt_state)
         self._train_steps, self._iter_steps = record["train_steps"], record["iter_steps"]
         self._data_state = record["data"]
         self.restored_metadata = record["metadata"]

@@ -22,12 +22,12 @@ class TrainState:
 
     Attributes:
       params: the trained parameters (only the adapters of a LoRA model).
-      rest: every other variable of the model: frozen weights, random-number counters, statistics.
+      variables: what else changes with every update: counters of random numbers, statistics.
       opt_state: optax's state for `params`.
     """
 
     params: Params
-    rest: nnx.State
+    variables: nnx.State
     opt_state: Any
 
 
@@ -38,20 +38,14 @@ class ModelParts:
     Attributes:
       graph: the model without its variables.
       template: the trained variables, abstract: their types and metadata.
-      trained: the type of the trained variables.
     """
 
     graph: nnx.GraphDef
     template: nnx.State
-    trained: type[nnx.Variable]
 
-    def merge(self, params: Params, rest: nnx.State) -> nnx.Module:
-        """The model with these variables, which it may change: they belong to the trace in which this is called."""
-        return nnx.merge(self.graph, self.to_state(params), snapshot(rest))
-
-    def rest_of(self, model: nnx.Module) -> nnx.State:
-        """The variables of a merged model that are not trained."""
-        return nnx.state(model, nnx.filterlib.Not(self.trained))
+    def merge(self, params: Params, variables: nnx.State, frozen: nnx.State) -> nnx.Module:
+        """The model with these arrays; what it changes while it runs is its own."""
+        return nnx.merge(self.graph, self.to_state(params), snapshot(variables), snapshot(frozen))
 
     def to_state(self, params: Params) -> nnx.State:
         """`params` in the model's own structure."""
@@ -74,34 +68,36 @@ def is_lora_model(model: nnx.Module) -> bool:
     return any(isinstance(variable, nnx.LoRAParam) for _, variable in nnx.to_flat_state(nnx.state(model)))
 
 
-def split_model(model: nnx.Module) -> tuple[ModelParts, Params, nnx.State]:
-    """Takes a model apart: how to rebuild it, what is trained (adapters if it has any, else all parameters), and the rest."""
+def split_model(model: nnx.Module) -> tuple[ModelParts, Params, nnx.State, nnx.State]:
+    """Takes a model apart.
+
+    Returns:
+      How to put it together; the trained parameters (adapters if it has any, else all); the variables that are no parameters;
+      and the frozen parameters, which no update touches: another model may hold them too.
+    """
     trained = nnx.LoRAParam if is_lora_model(model) else nnx.Param
-    graph, template, rest = nnx.split(model, trained, ...)
-    template, rest = snapshot(template), snapshot(rest)
-    params = flat_params(template)
-    return ModelParts(graph, jax.eval_shape(lambda: template), trained), params, rest
+    graph, template, variables, frozen = nnx.split(model, trained, is_changing, ...)
+    template = snapshot(template)
+    return ModelParts(graph, jax.eval_shape(lambda: template)), flat_params(template), snapshot(variables), snapshot(frozen)
 
 
-def changing(rest: nnx.State) -> nnx.State:
-    """What training changes beside the trained parameters: counters of random numbers, statistics; all that is no `nnx.Param`."""
-    return nnx.filter_state(rest, nnx.filterlib.Not(nnx.Param))
+is_changing = nnx.filterlib.Not(nnx.Param)
+"""Filter of the variables that a forward pass may change."""
 
 
-def carried(rest: nnx.State) -> Params:
-    """The arrays of `changing` by dotted path, random keys as plain bits: what a checkpoint holds of `rest`."""
-    return {name: _key_bits(array) for name, array in flat_params(changing(rest)).items()}
+def plain(variables: nnx.State) -> Params:
+    """The arrays of `variables` by dotted path, random keys as plain bits: what a checkpoint holds of them."""
+    return {name: _key_bits(array) for name, array in flat_params(variables).items()}
 
 
-def with_carried(rest: nnx.State, values: Params) -> nnx.State:
-    """`rest` with the values that `carried` gave."""
+def with_plain(variables: nnx.State, values: Params) -> nnx.State:
+    """`variables` with the values that `plain` gave."""
 
     def put(variable: nnx.Variable, value: jax.Array) -> nnx.Variable:
         old = variable.get_value()
         return variable.replace(jax.random.wrap_key_data(value, impl=jax.random.key_impl(old)) if _is_key(old) else value)
 
-    flat = [(path, put(variable, values[dotted(path)])) for path, variable in nnx.to_flat_state(changing(rest))]
-    return nnx.merge_state(rest, nnx.from_flat_state(flat))
+    return nnx.from_flat_state([(path, put(variable, values[dotted(path)])) for path, variable in nnx.to_flat_state(variables)])
 
 
 def _is_key(array: jax.Array) -> bool:

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 
 from tunix_lab.ops.weighted import WeightedMean
-from tunix_lab.sft.train_state import ModelParts, TrainState
+from tunix_lab.sft.train_state import ModelParts, TrainState, is_changing
 
 # (model, batch) -> loss and named metrics, all of them not divided yet.
 LossFn = Callable[[nnx.Module, Any], tuple[WeightedMean, dict[str, WeightedMean]]]
@@ -23,34 +23,34 @@ def as_weighted(value: Any) -> WeightedMean:
 
 
 def make_train_step(parts: ModelParts, optimizer: optax.GradientTransformation, loss_fn: LossFn):
-    """Returns `step(state, micro_batches) -> (state, metrics)`.
+    """Returns `step(state, frozen, micro_batches) -> (state, metrics)`, `frozen` being the model's frozen parameters.
 
     `micro_batches` is a pytree of arrays [n_micro, rows, …]. Gradients of the loss's *total* are added over the micro-batches
     and divided once by the added *count*, so the update is the same however the rows are grouped. A batch without any weight
     changes nothing and is counted.
     """
 
-    def micro_step(state: TrainState, rest: nnx.State, batch: Any):
+    def micro_step(state: TrainState, variables: nnx.State, frozen: nnx.State, batch: Any):
         def total(params):
-            model = parts.merge(params, rest)
+            model = parts.merge(params, variables, frozen)
             loss, aux = loss_fn(model, batch)
-            return loss.total, (loss, aux, parts.rest_of(model))
+            return loss.total, (loss, aux, nnx.state(model, is_changing))
 
-        gradient, (loss, aux, rest) = jax.grad(total, has_aux=True)(state.params)
-        return gradient, loss, aux, rest
+        gradient, (loss, aux, variables) = jax.grad(total, has_aux=True)(state.params)
+        return gradient, loss, aux, variables
 
-    def step(state: TrainState, micro_batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, frozen: nnx.State, micro_batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         first = jax.tree.map(lambda x: x[0], micro_batches)
-        gradient, loss, aux, rest = micro_step(state, state.rest, first)
+        gradient, loss, aux, variables = micro_step(state, state.variables, frozen, first)
         if jax.tree.leaves(micro_batches)[0].shape[0] > 1:
 
             def add(carry, batch):
-                *sums, rest = carry
-                *new, rest = micro_step(state, rest, batch)
-                return (*jax.tree.map(jnp.add, tuple(sums), tuple(new)), rest), None
+                *sums, variables = carry
+                *new, variables = micro_step(state, variables, frozen, batch)
+                return (*jax.tree.map(jnp.add, tuple(sums), tuple(new)), variables), None
 
             others = jax.tree.map(lambda x: x[1:], micro_batches)
-            (gradient, loss, aux, rest), _ = jax.lax.scan(add, (gradient, loss, aux, rest), others)
+            (gradient, loss, aux, variables), _ = jax.lax.scan(add, (gradient, loss, aux, variables), others)
 
         has_weight = loss.count > 0
         scale = jnp.where(has_weight, 1.0 / jnp.where(has_weight, loss.count, 1.0), 0.0)
@@ -67,16 +67,18 @@ def make_train_step(parts: ModelParts, optimizer: optax.GradientTransformation, 
             **learning_rate_of(opt_state),
             **{name: value.mean for name, value in aux.items()},
         }
-        return TrainState(params, rest, opt_state), metrics
+        return TrainState(params, variables, opt_state), metrics
 
     return step
 
 
 def make_eval_step(parts: ModelParts, loss_fn: LossFn):
-    """Returns `step(state, batch) -> {"loss": WeightedMean, …}`, to be added over the batches of an evaluation set."""
+    """Returns `step(state, frozen, batch) -> {"loss": WeightedMean, …}`, to be added over the batches of an evaluation set."""
 
-    def step(state: TrainState, batch: Any) -> dict[str, WeightedMean]:
-        loss, aux = loss_fn(parts.merge(state.params, state.rest), batch)
+    def step(state: TrainState, frozen: nnx.State, batch: Any) -> dict[str, WeightedMean]:
+        model = parts.merge(state.params, state.variables, frozen)
+        model.eval()  # no dropout, running statistics
+        loss, aux = loss_fn(model, batch)
         return {"loss": loss, **aux}
 
     return step

@@ -1,7 +1,8 @@
 """Preference training on pairs of answers: DPO against a frozen reference, ORPO without one."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -68,30 +69,38 @@ class DPOTrainer(PeftTrainer):
         self.with_loss_fn(self._preference_loss, has_aux=True)
         self.with_gen_model_input_fn(lambda batch: {"batch": batch})
 
-    def _make_reference(self, ref_model: nnx.Module | None):
-        """`f(batch) -> (chosen, rejected)` summed log-probabilities under the reference."""
+    def _make_reference(self, ref_model: nnx.Module | None) -> Callable[[dict[str, Array], int], dict[str, Array]]:
+        """`f(placed batch, leading axes) -> {"ref_chosen", "ref_rejected"}`: summed log-probabilities under the reference."""
         if ref_model is not None:
-            graph, reference = nnx.split(ref_model)
-            reference = snapshot(reference)
-            compiled = jax.jit(lambda state, batch: answer_logps(nnx.merge(graph, state), batch)[:2])
-            return lambda batch: compiled(reference, batch)
-        if not self.is_lora:
+            graph, state = nnx.split(ref_model)
+            state = snapshot(state)
+            arrays, merge = (lambda: state), (lambda state: nnx.merge(graph, snapshot(state)))
+        elif self.is_lora:
+            # An adapter whose factors are zero adds exactly nothing: the base model, without a second copy of it.
+            off, parts = jax.tree.map(jnp.zeros_like, self._state.params), self._parts
+            arrays, merge = (lambda: (self._state.variables, self._frozen)), (lambda state: parts.merge(off, *state))
+        else:
             raise ValueError("DPO needs a reference: pass ref_model, or a policy with adapters (its base is the reference then)")
-        # An adapter whose factors are zero adds exactly nothing: the base model, without a second copy of it.
-        off = jax.tree.map(jnp.zeros_like, self._state.params)
-        compiled = jax.jit(lambda rest, batch: answer_logps(self._parts.merge(off, rest), batch)[:2])
-        return lambda batch: compiled(self._state.rest, batch)
+
+        def logps(state: Any, batch: dict[str, Array]) -> dict[str, Array]:
+            chosen, rejected, *_ = answer_logps(merge(state), batch)
+            return {"ref_chosen": chosen, "ref_rejected": rejected}
+
+        whole = jax.jit(logps)
+        by_micro_batch = jax.jit(lambda state, batches: jax.lax.map(functools.partial(logps, state), batches))
+        return lambda batch, leading: (by_micro_batch if leading else whole)(arrays(), batch)
 
     def _own(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return copy_shared(params, self._ref_leaves)
 
     def _prepare_inputs(self, input_data: Any) -> dict[str, Any]:
         named = input_data if isinstance(input_data, Mapping) else dataclasses.asdict(input_data)
-        batch = {key: named[key] for key in _TOKENISED} if "prompt_ids" in named else self._tokenize(named)
-        if self._reference_logps is not None:
-            chosen, rejected = self._reference_logps(self._place(batch, leading=0))
-            batch = batch | {"ref_chosen": chosen, "ref_rejected": rejected}
-        return batch
+        return {key: named[key] for key in _TOKENISED} if "prompt_ids" in named else self._tokenize(named)
+
+    def _place(self, batch: Any, *, leading: int) -> Any:
+        """The batch on the devices, with the reference's log-probabilities, which the host never waits for."""
+        placed = super()._place(batch, leading=leading)
+        return placed if self._reference_logps is None else placed | self._reference_logps(placed, leading)
 
     def _tokenize(self, named: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if self.tokenizer is None:
