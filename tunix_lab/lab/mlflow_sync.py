@@ -22,6 +22,7 @@ from tunix_lab.lab.run_state import MANIFEST
 
 __all__ = ["Pushed", "is_complete", "pending_points", "push", "start_follower", "wait_follower"]
 
+ADDRESS = "TUNIX_LAB_TRACKING_URI"
 INTERVAL_SECONDS = 2.0
 LONGEST_BACKOFF_SECONDS = 60.0
 DRAIN_SECONDS = 600.0  # how long a follower goes on trying after its run has ended
@@ -111,10 +112,12 @@ def start_follower(run_dir: str | Path, tracking_uri: str) -> "subprocess.Popen[
     Call it while the journal is open. The process has its own session (Ctrl-C reaches only the trainer) and low priority.
     """
     run_dir = Path(run_dir).resolve()
-    command = [sys.executable, "-m", "tunix_lab.lab.mlflow_sync", str(run_dir), "--follow", "--tracking-uri", tracking_uri]
+    command = [sys.executable, "-m", "tunix_lab.lab.mlflow_sync", str(run_dir), "--follow"]
+    # The address may hold a password, and everybody can read a command line.
+    environment = {**os.environ, **QUIET, ADDRESS: tracking_uri}
     with open(run_dir / "sync/follower.log", "ab") as log:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **QUIET}
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment
         )
 
 
@@ -160,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The side process: one pass over RUN_DIR, or all of its life with `--follow`. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunix_lab.lab.mlflow_sync", description=main.__doc__)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--tracking-uri", required=True)
+    address = os.environ.get(ADDRESS)
+    parser.add_argument("--tracking-uri", default=address, required=address is None, help=f"default: ${ADDRESS}")
     parser.add_argument("--follow", action="store_true")
     parser.add_argument("--drain-seconds", type=float, default=DRAIN_SECONDS)
     options = parser.parse_args(arguments)
