@@ -13,6 +13,7 @@ from tunix_lab.data.pairs import preference_examples
 from tunix_lab.data.pipeline import eval_batches
 from tunix_lab.data.rows import read_rows
 from tunix_lab.data.tokenizer import Tokenizer
+from tunix_lab.errors import UserError
 from tunix_lab.lab.journal import Journal, new_run_id
 from tunix_lab.lab.manifest import environment, git_state, git_tags, write_manifest
 from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
@@ -72,6 +73,9 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
       UserError: model or data cannot be used.
     """
     use_compilation_cache(settings)
+    for path in (evaluation.prompts, evaluation.pairs):
+        if path is not None and not (home / path).is_file():
+            raise UserError(f"evaluate: no such file {home / path}; paths are relative to the project {home}")
     found = find_model(home, evaluation.model)
     tokenizer = Tokenizer.load(found.folder)
     model = load_model(found.folder)

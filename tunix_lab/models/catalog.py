@@ -39,7 +39,10 @@ def read_config(folder: Path) -> ModelConfig:
     stored = read_config_json(folder)
     for architecture in stored.get("architectures", []):
         if architecture in _ARCHITECTURES:
-            return FAMILIES[_ARCHITECTURES[architecture]].from_config_json(stored, folder)
+            try:
+                return FAMILIES[_ARCHITECTURES[architecture]].from_config_json(stored, folder)
+            except KeyError as error:
+                raise UserError(f"{folder}/config.json: field {error} is missing or has a value that is not served") from None
     raise UserError(
         f"{folder}/config.json: architecture {stored.get('architectures')} is not served; there are {', '.join(_ARCHITECTURES)}"
     )
