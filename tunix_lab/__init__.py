@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tunix_lab.generate.sampler import Sampler as Sampler
     from tunix_lab.generate.sampler import SamplerOutput as SamplerOutput
     from tunix_lab.ops.weighted import WeightedMean as WeightedMean
+    from tunix_lab.sft.batches import TrainingInput as TrainingInput
     from tunix_lab.sft.checkpoint_manager import CheckpointManager as CheckpointManager
     from tunix_lab.sft.config import DPOTrainingConfig as DPOTrainingConfig
     from tunix_lab.sft.config import MetricsLoggerOptions as MetricsLoggerOptions
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from tunix_lab.sft.hooks import TrainingHooks as TrainingHooks
     from tunix_lab.sft.metrics_logger import MetricsLogger as MetricsLogger
     from tunix_lab.sft.peft_trainer import PeftTrainer as PeftTrainer
-    from tunix_lab.sft.peft_trainer import TrainingInput as TrainingInput
 
 __version__ = "0.1.0"
 
@@ -44,7 +44,7 @@ __getattr__, __dir__ = lazy_names(
         "TokenizerAdapter": "tunix_lab.data.tokenizer_adapter",
         "TrainingConfig": "tunix_lab.sft.config",
         "TrainingHooks": "tunix_lab.sft.hooks",
-        "TrainingInput": "tunix_lab.sft.peft_trainer",
+        "TrainingInput": "tunix_lab.sft.batches",
         "WeightedMean": "tunix_lab.ops.weighted",
     },
 )

@@ -1,6 +1,5 @@
 """The training loop: any nnx model, any loss, full weights or adapters."""
 
-import dataclasses
 import itertools
 import logging
 import time
@@ -15,6 +14,8 @@ from flax import nnx
 from tunix_lab.models.sharding import place_batch
 from tunix_lab.ops.weighted import WeightedMean
 from tunix_lab.perf.trace import NoopTracer, Tracer
+from tunix_lab.sft.batches import TrainingInput as TrainingInput
+from tunix_lab.sft.batches import as_kwargs, stack, to_host
 from tunix_lab.sft.checkpoint_manager import CheckpointManager
 from tunix_lab.sft.config import MetricsLoggerOptions as MetricsLoggerOptions
 from tunix_lab.sft.config import TrainingConfig as TrainingConfig
@@ -36,20 +37,6 @@ from tunix_lab.sft.train_state import (
 from tunix_lab.sft.train_step import as_weighted, make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingInput:
-    """A supervised batch.
-
-    Attributes:
-      input_tokens: [batch, seq] token ids.
-      input_mask: [batch, seq], True where a token is a training target.
-    """
-
-    input_tokens: Any
-    input_mask: Any
 
 
 @runtime_checkable
@@ -114,7 +101,7 @@ class PeftTrainer:
         self._unwritten: tuple[int, dict[str, jax.Array], int] | None = None
         self._loss_fn: Callable[..., Any] = next_token_loss
         self._has_aux = False
-        self._gen_model_input_fn: Callable[[Any], dict[str, Any]] = _as_kwargs
+        self._gen_model_input_fn: Callable[[Any], dict[str, Any]] = as_kwargs
         self._compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
         self._restore()
 
@@ -160,7 +147,7 @@ class PeftTrainer:
 
     def _count_tokens(self, inputs: Any) -> int:
         """Real tokens of a prepared batch, for the throughput."""
-        named = _as_kwargs(inputs)
+        named = as_kwargs(inputs)
         return int(np.sum(named["valid"])) if "valid" in named else int(np.size(named.get("input_tokens", ())))
 
     def _post_process_train_step(self, aux: dict[str, float]) -> None:
@@ -279,7 +266,7 @@ class PeftTrainer:
                     return
                 prepared = [self._prepare_inputs(batch) for batch in group]
                 n_tokens = sum(self._count_tokens(inputs) for inputs in prepared)
-                stacked = self._place(_stack(prepared), leading=1)
+                stacked = self._place(stack(prepared), leading=1)
                 self._iter_steps += len(group)
             yield stacked, n_tokens
 
@@ -311,7 +298,7 @@ class PeftTrainer:
                 totals = {name: value + totals[name] for name, value in values.items()} if totals else values
         if not totals:
             return
-        metrics = _to_host({name: total.mean for name, total in totals.items()})
+        metrics = to_host({name: total.mean for name, total in totals.items()})
         self.metrics_logger.log_all(metrics, self._train_steps, Mode.EVAL)
         self._post_process_eval_step(metrics)
         self.training_hooks.on_eval_end(self, metrics["loss"])
@@ -359,7 +346,7 @@ class PeftTrainer:
             return
         step, metrics, n_tokens = self._unwritten
         self._unwritten = None
-        values = _to_host(metrics)  # waits until the update is done, so the clock runs from one completion to the next
+        values = to_host(metrics)  # waits until the update is done, so the clock runs from one completion to the next
         now = time.perf_counter()
         step_s, self._clock = now - self._clock, now
         spans = self.perf_tracer.take()
@@ -404,24 +391,3 @@ class PeftTrainer:
         self._flush_metrics()
         self.checkpoint_manager.close()
         self.metrics_logger.close()
-
-
-def _as_kwargs(batch: Any) -> dict[str, Any]:
-    """A batch as keyword arguments: a dict as it is, a dataclass by its fields."""
-    if dataclasses.is_dataclass(batch):
-        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return dict(batch)
-
-
-def _stack(batches: list[Any]) -> Any:
-    """Pytrees of equal shapes as one, with a new first axis."""
-    shapes = [jax.tree.map(np.shape, batch) for batch in batches]
-    if any(shape != shapes[0] for shape in shapes):
-        raise ValueError(
-            f"the micro-batches of one update differ in shape ({shapes[0]} and others): pad them alike, or drop the remainder"
-        )
-    return jax.tree.map(lambda *arrays: np.stack([np.asarray(a) for a in arrays]), *batches)
-
-
-def _to_host(metrics: dict[str, jax.Array]) -> dict[str, float]:
-    return {name: float(value) for name, value in jax.device_get(metrics).items()}
