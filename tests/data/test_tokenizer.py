@@ -5,10 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
 
-from tunix_lab.data.tokenizer import FILES, Tokenizer
+from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.data.tokenizer_training import SPECIAL_TOKENS, train_tokenizer
 from tunix_lab.errors import UserError
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def test_special_tokens_have_the_declared_ids(tokenizer):
@@ -77,6 +80,16 @@ def test_digest_sees_every_file(tokenizer, tmp_path, name):
         assert Tokenizer.load(tmp_path).digest() != tokenizer.digest()
 
 
+def test_generation_config_belongs_to_the_tokenizer(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 3]}', "utf-8")
+    stopping = Tokenizer.load(tmp_path)
+    assert stopping.stop_ids == {1, 3, 5} and stopping.declared_stop_ids == {1, 3}
+    assert stopping.digest() != tokenizer.digest() and stopping.template_digest == tokenizer.template_digest
+    stopping.save(tmp_path / "copy")
+    assert Tokenizer.load(tmp_path / "copy").stop_ids == {1, 3, 5}
+
+
 def test_training_gives_the_same_bytes_in_another_process(sft_rows, tokenizer, tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps(sft_rows), "utf-8")
     program = (
@@ -129,6 +142,19 @@ def test_broken_file_is_one_message(tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{", "utf-8")
     with pytest.raises(UserError, match="the tokenizer files cannot be read"):
         Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{", "utf-8")
+    with pytest.raises(UserError, match=r"the tokenizer files cannot be read: tokenizer_config\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_stored_truncation_and_padding_change_nothing(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_truncation(max_length=3)
+    backend.enable_padding(length=9)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    for text in ("7", "Mia has 7 pens and 12 cups"):
+        assert Tokenizer.load(tmp_path).encode(text) == tokenizer.encode(text)
 
 
 def test_config_entries_are_checked(variant):

@@ -5,13 +5,12 @@ trained, nothing else is. What generation is prompted with is, token for token, 
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import numpy as np
 
+from tunix_lab.data.chat_template import ChatTemplate
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError
 
@@ -74,16 +73,59 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> Rendered:
 
 def render_prompt(tokenizer: Tokenizer, prompt: str | Sequence[Message]) -> np.ndarray:
     """Ids (int32 [P]) that ask the model for its next turn; a string is one message of the user."""
-    messages = as_messages(prompt)
-    _check_messages(tokenizer, messages)
-    ids = tokenizer.encode(_render(tokenizer, messages, add_generation_prompt=True))
+    return np.array(render_ids(tokenizer, as_messages(prompt), add_generation_prompt=True), np.int32)
+
+
+def render_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool, **variables: Any) -> list[int]:
+    """Ids of a chat, with exactly the declared number of BOS. Arguments and errors of `render_text`."""
+    ids = tokenizer.encode(render_text(tokenizer, messages, add_generation_prompt=add_generation_prompt, **variables))
     _check_bos(tokenizer, ids)
-    return np.array(ids, np.int32)
+    return ids
+
+
+def render_text(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool, **variables: Any) -> str:
+    """A chat as the text that its tokens spell.
+
+    Args:
+      tokenizer: with a chat template.
+      messages: the turns so far.
+      add_generation_prompt: whether to open a turn of the assistant at the end.
+      **variables: what this template reads besides the messages, `enable_thinking` for one.
+
+    Raises:
+      UserError: a message has no known shape or spells a special token; the template refuses the messages or knows no such
+        variable.
+    """
+    _check_messages(tokenizer, messages)
+    return _render(tokenizer, messages, add_generation_prompt=add_generation_prompt, **variables)
 
 
 def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
     """The messages of a prompt; a string is one message of the user."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def join_parts(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Messages whose content, where it was a list of `{"type": "text", "text": text}`, is the text of all parts.
+
+    Raises:
+      UserError: a part is something else, such as an image.
+    """
+    return [
+        {**message, "content": "".join(_part_texts(message["content"]))} if isinstance(message.get("content"), list) else message
+        for message in messages
+    ]
+
+
+def _part_texts(parts: Sequence[object]) -> Iterator[str]:
+    for part in parts:
+        match part:
+            case {"type": "text", "text": str(text)}:
+                yield text
+            case {"type": kind}:
+                raise UserError(f"chat: a message has a part of type {kind!r}; only text can be read, take that part out")
+            case _:
+                raise UserError(f'chat: a part of a message is {{"type": "text", "text": text}}, got {part!r}')
 
 
 def _assistant_span(tokenizer: Tokenizer, text: str, prompt: str, through: str) -> tuple[int, int]:
@@ -102,35 +144,17 @@ def _assistant_span(tokenizer: Tokenizer, text: str, prompt: str, through: str) 
     return len(prompt), max(ends)
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-    """The chat as text."""
+def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool, **variables: Any) -> str:
+    """The chat as text, its messages unchecked."""
     if tokenizer.chat_template is None:
         raise UserError(f"{tokenizer.folder}: the tokenizer has no chat template; add chat_template.jinja or use data.kind: text")
-    bos = "" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id)
-    try:
-        return _compile(tokenizer.chat_template).render(
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            bos_token=bos,
-            eos_token=tokenizer.token_text(tokenizer.eos_id),
-        )
-    except jinja2.TemplateError as error:
-        raise UserError(f"chat: the template refuses these messages: {error}") from error
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(template: str) -> jinja2.Template:
-    """The template in a sandbox with the settings that Hugging Face renders with. A pure function of its text."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment.globals["raise_exception"] = raise_exception
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"chat_template.jinja:{error.lineno}: {error.message}") from error
+    return ChatTemplate.compile(tokenizer.chat_template).render(
+        variables,
+        messages=[dict(message) for message in messages],
+        add_generation_prompt=add_generation_prompt,
+        bos_token="" if tokenizer.bos_id is None else tokenizer.token_text(tokenizer.bos_id),
+        eos_token=tokenizer.token_text(tokenizer.eos_id),
+    )
 
 
 def _check_messages(tokenizer: Tokenizer, messages: Sequence[Message]) -> None:

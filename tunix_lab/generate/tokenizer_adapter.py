@@ -1,5 +1,5 @@
-"""`TokenizerAdapter` at the path that users know; it lives with the other tokenizer code in `tunix_lab.data`."""
+"""`TokenizerAdapter` and its kin at the path that users know; they live with the other tokenizer code in `tunix_lab.data`."""
 
-from tunix_lab.data.tokenizer_adapter import HuggingFaceTokenizer, PlainTokenizer, TokenizerAdapter
+from tunix_lab.data.tokenizer_adapter import HuggingFaceTokenizer, PlainTokenizer, Tokenizer, TokenizerAdapter
 
-__all__ = ["HuggingFaceTokenizer", "PlainTokenizer", "TokenizerAdapter"]
+__all__ = ["HuggingFaceTokenizer", "PlainTokenizer", "Tokenizer", "TokenizerAdapter"]
