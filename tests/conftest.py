@@ -26,9 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def tiny_config():
     """Every feature of Gemma 3 in three layers: the window is shorter than the sequences, two query heads share a key head."""
-    from tunix_lab.models.config import ModelConfig
+    from tunix_lab.models.gemma3.config import Gemma3Config
 
-    return ModelConfig(
+    return Gemma3Config(
         vocab_size=64,
         num_layers=3,
         embed_dim=16,
@@ -38,8 +38,6 @@ def tiny_config():
         head_dim=8,
         attention_pattern=("local", "global"),
         sliding_window=4,
-        rope_theta=1_000_000.0,
-        rope_theta_local=10_000.0,
         query_scale=8**-0.5,
         dtype="float32",
         param_dtype="float32",

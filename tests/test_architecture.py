@@ -47,10 +47,12 @@ ROOMS = {
     "config": _room(third="annotated_types"),
     "ops": _room(third="jax numpy jaxtyping"),
     "perf": _room(third="jax numpy"),
-    "spec": _room(ours="config", third="annotated_types pydantic pydantic_core pydantic_settings ruamel"),
-    "data": _room(ours="config", third="numpy jinja2 tokenizers", third_inside="grain"),
+    "spec": _room(ours="config models.sizes", third="annotated_types pydantic pydantic_core pydantic_settings ruamel"),
+    "data": _room(ours="config", third="numpy jinja2 tokenizers", third_inside="grain sentencepiece"),
     "tasks": _room(ours="config", third="numpy"),
-    "models": _room(ours="ops perf config", third="jax flax qwix numpy jaxtyping safetensors"),
+    "models": _room(
+        ours="ops perf config", third="jax flax qwix numpy jaxtyping safetensors einops", third_inside="huggingface_hub"
+    ),
     "generate": _room(ours="ops perf config data.tokenizer data.tokenizer_adapter", third="jax flax numpy jaxtyping"),
     "sft": _room(ours=_BELOW_TRAINERS, third=f"{_JAX} tqdm", third_inside="tensorboardX wandb"),
     "rl": _room(ours=f"sft {_BELOW_TRAINERS}", third=_JAX),
@@ -60,7 +62,7 @@ ROOMS = {
         third=f"{_JAX} psutil rich",
         third_inside="mlflow requests sqlalchemy ruamel dvc",
     ),
-    "cli": _room(ours="spec", third="typer rich", ours_inside="lab data tasks"),
+    "cli": _room(ours="spec", third="typer rich", ours_inside="lab data tasks models.sizes models.footprint"),
     # The face of the package is lazy: its table names modules of every room, and imports none.
     "face": _room(),
 }
@@ -275,6 +277,7 @@ def test_mlflow_is_imported_by_its_own_modules_only():
         ("tunix_lab.ops.new", "import flax"),
         ("tunix_lab.perf.new", "from tunix_lab.ops.masks import causal_mask"),
         ("tunix_lab.models.config", "import jax"),
+        ("tunix_lab.models.new", "import huggingface_hub"),
         ("tunix_lab.models.config", "from tunix_lab.models.decoder import Decoder"),
         ("tunix_lab.models.new", "from tunix_lab.generate.sampler import Sampler"),
         ("tunix_lab.generate.new", "from tunix_lab.models.decoder import Decoder"),
@@ -325,6 +328,7 @@ def test_a_fault_is_seen(module, line):
         ("tunix_lab.sft.config", "if TYPE_CHECKING:\n    import orbax.checkpoint as ocp"),
         ("tunix_lab.sft.new", "from tunix_lab.models.sharding import place_batch"),
         ("tunix_lab.data.new", "def f():\n    import grain"),
+        ("tunix_lab.models.new", "def f():\n    import huggingface_hub"),
         ("tunix_lab.lab.new", "from tunix_lab.lab import build"),
         ("tunix_lab.lab.new", "TABLE = {'a': 1}\ndef f():\n    TABLE = {}\n    TABLE['b'] = 2"),
     ],
@@ -341,7 +345,7 @@ def test_a_missing_docstring_is_seen():
 
 _TRAINING = {"jax", "jaxlib", "flax", "optax", "orbax", "qwix"}
 _TRACKING = {"mlflow", "dvc", "sqlalchemy"}
-_HEAVY = _TRAINING | _TRACKING | {"grain", "tokenizers", "transformers", "torch", "pandas"}
+_HEAVY = _TRAINING | _TRACKING | {"grain", "tokenizers", "transformers", "huggingface_hub", "torch", "pandas"}
 _CONFIGS = "; ".join(f"import {module}" for module in MODULES if room_of(module) == "config")
 _DATA = "; ".join(f"import {module}" for module in MODULES if room_of(module) in ("data", "tasks"))
 _JOURNAL = "import tunix_lab.lab.journal, tunix_lab.lab.mlflow_sync"
@@ -357,7 +361,7 @@ _JOURNAL = "import tunix_lab.lab.journal, tunix_lab.lab.mlflow_sync"
         (_CONFIGS, _HEAVY | {"numpy", "pydantic"}),
         (_DATA, _TRAINING | _TRACKING | {"grain"}),
         (_JOURNAL, _HEAVY | {"numpy"}),
-        ("import tunix_lab.lab.runner", _TRACKING | {"transformers", "torch", "pandas"}),
+        ("import tunix_lab.lab.runner", _TRACKING | {"transformers", "huggingface_hub", "torch", "pandas"}),
     ],
     ids=["face", "cli", "spec", "load", "configs", "data", "journal", "runner"],
 )

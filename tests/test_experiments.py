@@ -71,7 +71,8 @@ def test_the_stage_runs_again_when_the_page_or_a_parent_changes(page, stages):
 def test_the_stage_depends_on_what_the_page_reads(page, stages):
     spec = loaded(page).spec
     deps = stages[spec.name]["deps"]
-    for path in (spec.data.train, spec.data.validation, spec.tokenizer.path):
+    tokenizer = [] if spec.tokenizer.path is None else [spec.tokenizer.path]  # else that of what the experiment starts from
+    for path in (spec.data.train, spec.data.validation, *tokenizer):
         assert covers(deps, path), path
     name = upstream(spec)
     if name is not None:

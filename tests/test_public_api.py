@@ -20,8 +20,8 @@ import tunix_lab as tunix
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.data.tokenizer_training import train_tokenizer
 from tunix_lab.models.catalog import save_model
-from tunix_lab.models.config import ModelConfig
 from tunix_lab.models.decoder import init_decoder
+from tunix_lab.models.gemma3.config import Gemma3Config
 from tunix_lab.sft.train_state import flat_params
 from tunix_lab.tasks.arithmetic import preference_rows
 from tunix_lab.tasks.word_problems import split_problems
@@ -248,7 +248,7 @@ def test_sampler():
 
 # ---- the first example -----------------------------------------------------------------------------------------------------
 
-TINY = ModelConfig.gemma3_nano().replace(
+TINY = Gemma3Config.gemma3_nano().replace(
     num_layers=2, embed_dim=16, hidden_dim=32, num_heads=2, num_kv_heads=1, head_dim=8, attention_pattern=("local", "global")
 )
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from tunix_lab._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tunix_lab.data.tokenizer_adapter import Tokenizer as Tokenizer
     from tunix_lab.data.tokenizer_adapter import TokenizerAdapter as TokenizerAdapter
     from tunix_lab.generate.config import CacheConfig as CacheConfig
     from tunix_lab.generate.sampler import Sampler as Sampler
     from tunix_lab.generate.sampler import SamplerOutput as SamplerOutput
+    from tunix_lab.models.catalog import load_model as load_model
     from tunix_lab.ops.weighted import WeightedMean as WeightedMean
     from tunix_lab.sft.batches import TrainingInput as TrainingInput
     from tunix_lab.sft.checkpoint_manager import CheckpointManager as CheckpointManager
@@ -41,10 +43,12 @@ __getattr__, __dir__ = lazy_names(
         "ProfilerOptions": "tunix_lab.sft.config",
         "Sampler": "tunix_lab.generate.sampler",
         "SamplerOutput": "tunix_lab.generate.sampler",
+        "Tokenizer": "tunix_lab.data.tokenizer_adapter",
         "TokenizerAdapter": "tunix_lab.data.tokenizer_adapter",
         "TrainingConfig": "tunix_lab.sft.config",
         "TrainingHooks": "tunix_lab.sft.hooks",
         "TrainingInput": "tunix_lab.sft.batches",
         "WeightedMean": "tunix_lab.ops.weighted",
+        "load_model": "tunix_lab.models.catalog",
     },
 )

@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 from tunix_lab.generate.cache import init_cache
 from tunix_lab.generate.config import CacheConfig
 from tunix_lab.models.catalog import save_model
-from tunix_lab.models.config import ModelConfig
+from tunix_lab.models.config import LinearRope
 from tunix_lab.models.decoder import Decoder, init_decoder
+from tunix_lab.models.gemma3.config import Gemma3Config
 from tunix_lab.sft.train_state import flat_params
 
 LENGTH = 11
@@ -21,7 +22,7 @@ LENGTH = 11
 
 @pytest.fixture(scope="module")
 def model(tiny_decoder):
-    return tiny_decoder(rope_scale=8.0)
+    return tiny_decoder(rope_scaling=LinearRope(8.0))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_heads_must_share_evenly(tiny_config):
 
 def test_published_sizes():
     """Gemma 3 1B has 999,885,952 parameters; of 26 layers every sixth is global."""
-    config = ModelConfig.gemma3_1b()
+    config = Gemma3Config.gemma3_1b()
     state = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     assert sum(int(np.prod(value.shape)) for value in flat_params(state).values()) == 999_885_952
     assert [i for i in range(26) if config.attention_kind(i) == "global"] == [5, 11, 17, 23]

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from tunix_lab.errors import UserError
 from tunix_lab.models.catalog import load_model, save_model
+from tunix_lab.models.config import LinearRope
 from tunix_lab.models.gemma3.params_safetensors import create_model_from_safe_tensors
 from tunix_lab.models.sharding import make_mesh, place_model
 from tunix_lab.sft.train_state import digest, flat_params
@@ -18,7 +19,7 @@ from tunix_lab.sft.train_state import digest, flat_params
 
 @pytest.fixture(scope="module")
 def model(tiny_decoder):
-    return tiny_decoder(seed=3, rope_scale=8.0)
+    return tiny_decoder(seed=3, rope_scaling=LinearRope(8.0))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_loading_onto_a_mesh(folder, model, fsdp, tp):
 def test_missing_and_unexpected_tensors_are_named_together(folder):
     def change(tensors):
         del tensors["model.norm.weight"], tensors["model.layers.1.mlp.up_proj.weight"]
-        tensors["lm_head.weight"] = np.zeros(3, np.float32)
+        tensors["model.layers.0.extra.weight"] = np.zeros(3, np.float32)
 
     change_tensors(folder, change)
     with pytest.raises(UserError) as error:
@@ -117,7 +118,7 @@ def test_missing_and_unexpected_tensors_are_named_together(folder):
     assert [line.strip() for line in lines[1:]] == [
         "missing model.layers.1.mlp.up_proj.weight",
         "missing model.norm.weight",
-        "unexpected lm_head.weight",
+        "unexpected model.layers.0.extra.weight",
     ]
 
 
@@ -131,7 +132,7 @@ def test_misshapen_tensors_are_named_together(folder):
         load_model(folder)
     for name in ("model.norm.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight"):
         assert name in str(error.value)
-    assert "shape (15,) after loading, expected (16,)" in str(error.value)
+    assert "shape (15,), expected (16,)" in str(error.value)
 
 
 def test_key_and_value_of_different_shapes_are_named(folder):
@@ -140,7 +141,7 @@ def test_key_and_value_of_different_shapes_are_named(folder):
         tensors[name] = tensors[name][:8]
 
     change_tensors(folder, change)
-    with pytest.raises(UserError, match=r"layers\.0\.self_attn\.k_proj\.weight \+ model\.layers\.0\.self_attn\.v_proj"):
+    with pytest.raises(UserError, match=r"layers\.0\.self_attn\.v_proj\.weight: shape \(8, 16\), expected \(16, 16\)"):
         load_model(folder)
 
 
@@ -159,24 +160,9 @@ def test_unreadable_folders(folder, tmp_path):
         load_model(folder)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"architectures": ["MambaForCausalLM"]}, r"architecture \['MambaForCausalLM'\] is not served"),
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 is not served"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings = False is not served"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "only linear"),
-    ],
-)
-def test_configs_that_are_not_served(folder, change, message):
-    change_config(folder, **change)
-    with pytest.raises(UserError, match=message):
-        load_model(folder)
-
-
 def test_config_without_a_field_is_named(folder):
     stored = json.loads((folder / "config.json").read_text())
-    del stored["head_dim"]
+    del stored["hidden_size"]
     (folder / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(UserError, match="config.json: field 'head_dim' is missing"):
+    with pytest.raises(UserError, match="config.json: field 'hidden_size' is missing"):
         load_model(folder)

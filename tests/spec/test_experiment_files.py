@@ -57,7 +57,7 @@ def test_fits_the_schema(file):
         {"seed": True},
         {"name": "Not A Name"},
         {"extends": 3},
-        {"model": {"family": "gemma"}},
+        {"model": {"family": "lama3"}},
         {"algorithm": {"kind": "dpoo"}},
         {"algorithm": {"kind": "sft", "beta": 0.1}},
         {"optimizer": {"schedule": {"kind": "cosine", "end_factor": 2}}},

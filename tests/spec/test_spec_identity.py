@@ -7,6 +7,7 @@ from tunix_lab.sft.config import DpoKnobs, OrpoKnobs
 from tunix_lab.spec import ExperimentSpec, flatten, group_hash, resolved_yaml, resume_hash, spec_hash, upstream
 from tunix_lab.spec.algorithm import Dpo
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HASHES = {"spec": spec_hash, "group": group_hash, "resume": resume_hash}
 PREFERENCE = ("algorithm.kind=dpo", "data={kind: preference, train: a, validation: b}")
 
@@ -32,6 +33,7 @@ def changed(folder, *overrides, base=()):
         ("training.log_every=3", {"spec", "group"}),
         ("mesh.tp=2", {"spec", "group"}),
         ("model.init={kind: experiment, name: x}", {"spec", "group", "resume"}),
+        (f"model.init={{kind: hub, repo: org/name, revision: {COMMIT}}}", {"spec", "group", "resume"}),
         ("model.dtype=bfloat16", {"spec", "group", "resume"}),
         ("tokenizer.path=other", {"spec", "group", "resume"}),
         ("adapter={kind: lora}", {"spec", "group", "resume"}),
@@ -57,6 +59,11 @@ def test_knobs_of_the_algorithm_change_all_hashes(folder):
     assert changed(folder, "algorithm.beta=0.2", base=PREFERENCE) == set(HASHES)
 
 
+@pytest.mark.parametrize("override", [f"model.init.revision={COMMIT[::-1]}", "model.init.repo=org/other", "tokenizer.path=null"])
+def test_other_weights_or_another_tokenizer_change_all_hashes(folder, override):
+    assert changed(folder, override, base=(f"model.init={{kind: hub, repo: org/name, revision: {COMMIT}}}",)) == set(HASHES)
+
+
 def test_hashes_are_sha256_and_do_not_depend_on_how_the_spec_was_written(folder):
     spec = folder.load(name="good.yaml").spec
     assert all(len(digest(spec)) == 64 for digest in HASHES.values())
@@ -75,6 +82,7 @@ def test_hashes_are_sha256_and_do_not_depend_on_how_the_spec_was_written(folder)
         ("description='no'", "tracking.tags={a: 'null', b: '1e3', c: 'x: y # z', d: ' '}"),
         ('description="Zeile 1 ü\\nline 2: x\\n\\n  indented\\n"',),
         ('description="\\tx  \\n y"',),
+        (f"model.init={{kind: hub, repo: org/name, revision: {COMMIT}}}", "tokenizer.path=null"),
     ],
 )
 def test_resolved_yaml_loads_to_the_same_spec(folder, overrides):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tunix_lab.models.sizes import SIZES
 from tunix_lab.spec import SpecError, check_devices
 
 HEAD = "extends: good.yaml\n"
@@ -41,8 +42,14 @@ HEAD = "extends: good.yaml\n"
         ("optimizer: {b1: 1}", "2:17: optimizer.b1: must be less than 1, got 1"),
         ("optimizer: {kind: sgd}", "2:19: optimizer.kind: must be one of 'adamw', got 'sgd'"),
         ("optimizer: {schedule: {end_factor: 2}}", "2:36: optimizer.schedule.end_factor: must be at most 1, got 2"),
-        ("model: {family: gemma}", "2:17: model.family: no family 'gemma'; there are gemma3 (did you mean 'gemma3'?)"),
-        ("model: {size: nan0}", "2:15: model.size: gemma3 has no size 'nan0'; there are nano, 1b (did you mean 'nano'?)"),
+        (
+            "model: {family: lama3}",
+            f"2:17: model.family: no family 'lama3'; there are {', '.join(SIZES)} (did you mean 'llama3'?)",
+        ),
+        (
+            "model: {size: nan0}",
+            f"2:15: model.size: gemma3 has no size 'nan0'; there are {', '.join(SIZES['gemma3'])} (did you mean 'nano'?)",
+        ),
         (
             "model: {dtype: float16}",
             "2:16: model.dtype: must be one of 'float32', 'bfloat16', got 'float16' (did you mean 'bfloat16'?)",
@@ -82,6 +89,29 @@ HEAD = "extends: good.yaml\n"
         ),
         ("model: {init: {kind: experiment}}", "2:9: model.init.name: missing"),
         ("model: {init: {kind: path}}", "2:9: model.init.path: missing"),
+        ("model: {init: {kind: hub, repo: org/name}}", "2:9: model.init.revision: missing"),
+        (
+            f"model: {{init: {{kind: hub, repo: gemma, revision: {'a' * 40}}}}}",
+            "2:33: model.init.repo: must look like organisation/name, as the hub's page of the model is called; got 'gemma'",
+        ),
+        (
+            f"model: {{init: {{kind: hub, repo: https://huggingface.co/org/name, revision: {'a' * 40}}}}}",
+            "2:33: model.init.repo: must look like organisation/name",
+        ),
+        (
+            "model: {init: {kind: hub, repo: org/name, revision: v2}}",
+            "2:53: model.init.revision: must be the full hash of a commit (40 digits of 0-9a-f), since branches and tags move "
+            "and short hashes become ambiguous; got 'v2': `hf models info org/name --revision v2 --expand sha` shows its hash, "
+            "and so does https://huggingface.co/org/name/commits/v2",
+        ),
+        (
+            f"model: {{init: {{kind: hub, repo: org/name, revision: {'a' * 39}}}}}",
+            "2:53: model.init.revision: must be the full hash of a commit",
+        ),
+        (
+            f"model: {{init: {{kind: hub, repo: org/name, revision: {'A' * 40}}}}}",
+            "2:53: model.init.revision: must be the full hash of a commit",
+        ),
         ("data: {kind: text, train: a, validation: b}", "2:1: data.max_length: missing"),
         ("optimizer: {schedule: {kind: constant, end_factor: 0.1}}", "2:40: optimizer.schedule.end_factor: unknown field"),
     ],
@@ -98,6 +128,10 @@ def test_field(folder, lines, message):
         (
             "model: {init: {kind: experiment, name: good}}",
             "2:40: model.init.name: experiment 'good' cannot start from its own output",
+        ),
+        (
+            "tokenizer: {path: null}",
+            "2:19: tokenizer.path: missing: random weights come without a tokenizer (`tunix-lab data tokenizer` makes one)",
         ),
         ("algorithm: {kind: dpo}", "good.yaml:10:9: data.kind: algorithm 'dpo' needs data of kind 'preference', got 'chat'"),
         ("algorithm: {kind: orpo}", "good.yaml:10:9: data.kind: algorithm 'orpo' needs data of kind 'preference', got 'chat'"),

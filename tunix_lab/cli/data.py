@@ -49,11 +49,12 @@ def show(
     from tunix_lab.data.show import parts_of
     from tunix_lab.data.tokenizer import Tokenizer
     from tunix_lab.lab.datasets import load_dataset
+    from tunix_lab.lab.origin import tokenizer_folder
     from tunix_lab.spec import find_home, load
 
     home = find_home()
     checked = load(spec, overrides, home).spec
-    reader = Tokenizer.load(home / checked.tokenizer.path)
+    reader = Tokenizer.load(tokenizer_folder(checked, home))
     dataset = load_dataset(checked, home, split, reader, first=count)
     console = Console(soft_wrap=True, highlight=False)
     for row, example in zip(dataset.ledger.kept_rows, dataset.examples, strict=True):

@@ -8,6 +8,7 @@ import typer
 from tunix_lab.cli.check import check
 from tunix_lab.cli.data import arithmetic, show, tokenizer
 from tunix_lab.cli.evaluate import evaluate
+from tunix_lab.cli.models import models
 from tunix_lab.cli.run import run
 from tunix_lab.cli.runs import runs
 from tunix_lab.cli.sample import sample
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Post-train language models in JAX; every run is an experiment that can be found, compared and repeated.",
 )
-for verb in (run, check, schema, evaluate, sample, runs, ui, sync):
+for verb in (run, check, schema, evaluate, sample, models, runs, ui, sync):
     app.command()(verb)
 
 data = typer.Typer(no_args_is_help=True, help="Make the arithmetic datasets and their tokenizer; look at what a spec trains on.")

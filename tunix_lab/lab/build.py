@@ -14,7 +14,6 @@ from tunix_lab.data.pipeline import EvalBatches, TrainBatches, eval_batches, tra
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import EnvironmentProblem, UserError
 from tunix_lab.lab.datasets import Dataset, load_dataset
-from tunix_lab.lab.versioning import output_folder
 from tunix_lab.models.adapters import add_lora, merged_params
 from tunix_lab.models.catalog import load_model
 from tunix_lab.models.decoder import Decoder, init_decoder
@@ -28,7 +27,7 @@ from tunix_lab.sft.peft_trainer import PeftTrainer
 from tunix_lab.sft.train_state import Params, flat_params
 from tunix_lab.spec import ExperimentSpec, check_devices
 from tunix_lab.spec.algorithm import Dpo, Orpo, Sft
-from tunix_lab.spec.model import ExperimentInit, LoraAdapter, NoAdapter, PathInit, QloraAdapter, RandomInit
+from tunix_lab.spec.model import LoraAdapter, NoAdapter, QloraAdapter
 from tunix_lab.spec.training import ConstantSchedule, CosineSchedule, LinearSchedule, OptimizerSpec
 
 
@@ -57,19 +56,14 @@ def build_mesh(spec: ExperimentSpec) -> Mesh:
     return make_mesh(*spec.mesh.shape(n_devices))
 
 
-def base_folder(spec: ExperimentSpec, home: Path) -> Path | None:
-    """The folder of the starting weights; None for random ones."""
-    match spec.model.init:
-        case RandomInit():
-            return None
-        case ExperimentInit(name=name):
-            return output_folder(home, name)
-        case PathInit(path=path):
-            return home / path
-
-
-def build_base(spec: ExperimentSpec, home: Path, mesh: Mesh, tokenizer: Tokenizer) -> Decoder:
+def build_base(spec: ExperimentSpec, folder: Path | None, mesh: Mesh, tokenizer: Tokenizer) -> Decoder:
     """The model before training, without adapters.
+
+    Args:
+      spec: the experiment.
+      folder: of the starting weights; None for random ones, see `origin.base_folder`.
+      mesh: where the parameters go.
+      tokenizer: of the data.
 
     Raises:
       UserError: its folder cannot be used, or the tokenizer has ids that it does not know.
@@ -77,10 +71,9 @@ def build_base(spec: ExperimentSpec, home: Path, mesh: Mesh, tokenizer: Tokenize
     config = spec.model.decoder_config()
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"model {spec.model.family} {spec.model.size} knows {config.vocab_size} ids, the tokenizer {spec.tokenizer.path} has "
+            f"model {spec.model.family} {spec.model.size} knows {config.vocab_size} ids, the tokenizer {tokenizer.folder} has "
             f"{tokenizer.vocab_size}: train a smaller tokenizer or take a larger model"
         )
-    folder = base_folder(spec, home)
     if folder is None:
         return init_decoder(config, spec.seed, lambda state: state_shardings(state, mesh))
     model = load_model(folder, mesh, dtype=config.dtype, param_dtype=config.param_dtype)
@@ -214,10 +207,10 @@ def build_trainer(
             return DPOTrainer(model, None, optimizer, config, tokenizer, **services)
 
 
-def final_params(spec: ExperimentSpec, trainer: PeftTrainer, home: Path, mesh: Mesh, tokenizer: Tokenizer) -> Params:
+def final_params(spec: ExperimentSpec, trainer: PeftTrainer, folder: Path | None, mesh: Mesh, tokenizer: Tokenizer) -> Params:
     """The trained model's plain weights; adapters are folded into the base, read again since the trained one may be quantized."""
     match spec.adapter:
         case NoAdapter():
             return flat_params(nnx.state(trainer.model))
         case LoraAdapter(rank=rank, alpha=alpha) | QloraAdapter(rank=rank, alpha=alpha):
-            return merged_params(build_base(spec, home, mesh, tokenizer), trainer.model, rank=rank, alpha=alpha)
+            return merged_params(build_base(spec, folder, mesh, tokenizer), trainer.model, rank=rank, alpha=alpha)

@@ -11,9 +11,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.lab.journal import write_atomically
+from tunix_lab.lab.origin import base_identity
 from tunix_lab.lab.versioning import dvc_digest, stage_tags
 from tunix_lab.spec import ExperimentSpec, flatten, group_hash, resume_hash, spec_hash
+from tunix_lab.spec.model import HubInit
 
 _PACKAGES = (
     "tunix_lab",
@@ -41,7 +44,7 @@ class Inputs:
     Attributes:
       data: digest of every data file by split.
       tokenizer: digest of the tokenizer's files.
-      base: digest of the starting weights' folder; None from random weights.
+      base: identity of the starting weights, see `origin.base_identity`; None from random weights.
     """
 
     data: dict[str, str]
@@ -88,8 +91,7 @@ def make_manifest(
         "lab.git.dirty": str(git["dirty"]).lower(),
         "lab.seed": str(spec.seed),
         "lab.devices": devices,
-        "dvc.tokenizer": inputs.tokenizer,
-        **({"dvc.base": inputs.base} if inputs.base else {}),
+        **_origin_tags(spec, inputs),
         **{f"dvc.{split}": digest for split, digest in inputs.data.items()},
         **git_tags(git),
         **stage_tags(),
@@ -113,6 +115,15 @@ def make_manifest(
         "git": git,
         **environment(),
     }
+
+
+def _origin_tags(spec: ExperimentSpec, inputs: Inputs) -> dict[str, str]:
+    """What a run started from. A tag `dvc.*` is a hash that DVC shows too; the hub's content has names of its own."""
+    tags = {"lab.tokenizer" if spec.tokenizer.path is None else "dvc.tokenizer": inputs.tokenizer}
+    match spec.model.init:
+        case HubInit(repo=repo, revision=commit):
+            return tags | {"lab.base_repo": repo, "lab.base_commit": commit}
+    return tags if inputs.base is None else tags | {"dvc.base": inputs.base}
 
 
 def _searchable(values: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +182,8 @@ def write_manifest(run_dir: Path, manifest: dict[str, Any], spec_text: str, reso
     write_atomically(run_dir / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
 
-def digest_inputs(spec: ExperimentSpec, home: Path, base: Path | None) -> Inputs:
-    """Hashes the files that a spec names."""
+def digest_inputs(spec: ExperimentSpec, home: Path, base: Path | None, tokenizer: Tokenizer) -> Inputs:
+    """Hashes what a spec names; a tokenizer that lies among the starting weights by its own files alone."""
     data = {"train": dvc_digest(home / spec.data.train), "validation": dvc_digest(home / spec.data.validation)}
-    return Inputs(data, dvc_digest(home / spec.tokenizer.path), None if base is None else dvc_digest(base))
+    named = spec.tokenizer.path
+    return Inputs(data, tokenizer.digest() if named is None else dvc_digest(home / named), base_identity(spec, base))

@@ -13,7 +13,7 @@ import jax
 
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import EnvironmentProblem, Stopped, UserError
-from tunix_lab.lab import build
+from tunix_lab.lab import build, origin
 from tunix_lab.lab.journal import Journal, list_runs, new_run_id, read_manifest
 from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_manifest
@@ -22,7 +22,7 @@ from tunix_lab.lab.outputs import write_model, write_records
 from tunix_lab.lab.plan import missing_upstream
 from tunix_lab.lab.run_hooks import RunHooks
 from tunix_lab.lab.system_metrics import SystemMetrics
-from tunix_lab.lab.versioning import make_upstream
+from tunix_lab.lab.versioning import make_upstream, output_folder
 from tunix_lab.sft.peft_trainer import PeftTrainer
 from tunix_lab.spec import ExperimentSpec, LabSettings, LoadedSpec, resolved_yaml, tracking_uri, upstream
 
@@ -63,10 +63,10 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
     _make_missing(spec, home)
     use_compilation_cache(settings)
     mesh = build.build_mesh(spec)
-    tokenizer = Tokenizer.load(home / spec.tokenizer.path)
-    base_folder = build.base_folder(spec, home)
+    tokenizer = Tokenizer.load(origin.tokenizer_folder(spec, home))
     data = build.build_data(spec, home, tokenizer)
-    inputs = digest_inputs(spec, home, base_folder)
+    base_folder = origin.base_folder(spec, home)  # last: a mistake in the data is told before gigabytes are fetched
+    inputs = digest_inputs(spec, home, base_folder, tokenizer)
     run_id = None if fresh else interrupted_run(home, spec, inputs)
     if run_id is not None:
         _say(f"continuing interrupted run {run_id} (--fresh starts anew)")
@@ -89,7 +89,7 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
                 journal.event("ledger", **split.ledger.summary())
         _say(f"run {run_id}")
         follower = start_follower(run_dir, tracking_uri(settings, home)) if settings.replicates else None
-        metrics = _execute(spec, home, journal, mesh, tokenizer, data, inputs, out)
+        metrics = _execute(spec, home, journal, mesh, base_folder, tokenizer, data, inputs, out)
     synced = None if follower is None else wait_follower(follower, settings.sync_drain_seconds)
     return RunResult(run_id, out, metrics, synced)
 
@@ -99,13 +99,14 @@ def _execute(
     home: Path,
     journal: Journal,
     mesh: Any,
+    base_folder: Path | None,
     tokenizer: Tokenizer,
     data: build.Data,
     inputs: Inputs,
     out: Path,
 ) -> dict[str, float]:
     """Trains and writes the outputs; returns the last metrics."""
-    base = build.build_base(spec, home, mesh, tokenizer)
+    base = build.build_base(spec, base_folder, mesh, tokenizer)
     model = build.build_model(spec, base, mesh)
     identity = inputs.identity(spec)
     checkpoints = home / "checkpoints" / identity[:16] / journal.run_id
@@ -128,7 +129,7 @@ def _execute(
     if trainer.stopped_early:
         raise Stopped(received[0])
     out.mkdir(parents=True, exist_ok=True)
-    params = build.final_params(spec, trainer, home, mesh, tokenizer)
+    params = build.final_params(spec, trainer, base_folder, mesh, tokenizer)
     digest = write_model(params, base.config, tokenizer, out / "final")
     journal.event("output", path=_relative(out / "final", home), digest=digest)
     record = {"run_id": journal.run_id, "name": spec.name, "params_digest": digest, "step": trainer.train_steps}
@@ -166,12 +167,12 @@ def _make_missing(spec: ExperimentSpec, home: Path) -> None:
     """Makes the output of the upstream experiment if it is not there, and says so first."""
     name = upstream(spec)
     plan = missing_upstream(home, name)
-    if plan or (name is not None and not build.base_folder(spec, home).is_dir()):
+    if plan or (name is not None and not output_folder(home, name).is_dir()):
         _say(f"{spec.name} starts from the output of {name}, which is missing")
         _say(f"plan: dvc repro {name} ({' → '.join(plan)}), then {spec.name}")
         make_upstream(home, name)
-    prompts = [spec.samples.prompts] if spec.samples is not None and spec.samples.prompts is not None else []
-    for path in (home / name for name in (spec.tokenizer.path, spec.data.train, spec.data.validation, *prompts)):
+    optional = [spec.tokenizer.path, None if spec.samples is None else spec.samples.prompts]
+    for path in (home / name for name in (*optional, spec.data.train, spec.data.validation) if name is not None):
         if not path.exists():
             raise UserError(
                 f"{path} does not exist: `dvc repro {spec.name}` makes what the experiment needs, or mend its path in the spec"

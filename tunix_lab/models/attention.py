@@ -1,4 +1,4 @@
-"""Grouped-query attention with QK-norm, rotary positions, a sliding window and an optional key-value cache."""
+"""Grouped-query attention with rotary positions, a sliding window, an optional cache, and what single families add to it."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from tunix_lab.models.config import ModelConfig
-from tunix_lab.models.layers import Einsum, RMSNorm, apply_rope
+from tunix_lab.models.layers import Einsum, RMSNorm
+from tunix_lab.models.rope import apply_rope, rope_frequencies
 from tunix_lab.ops.masks import window_mask
+from tunix_lab.ops.softcap import soft_cap
 
 # One layer's cache: "k" and "v" [batch, slots, kv_heads, head_dim] and "end_index" [], the first slot not yet written.
 LayerCache = dict[str, Array]
@@ -22,17 +24,20 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, layer: int, rngs: nnx.Rngs):
         self.is_local = config.attention_kind(layer) == "local"
         self.window = config.sliding_window
-        self.theta = config.rope_theta_local if self.is_local else config.rope_theta
-        self.rope_scale = 1.0 if self.is_local else config.rope_scale
         self.query_scale = config.query_scale
+        self.softcap = config.attn_logit_softcap
+        own_theta = self.is_local and config.rope_theta_local is not None
+        self.theta = config.rope_theta_local if own_theta else config.rope_theta
+        self.rope_scaling = None if own_theta else config.rope_scaling
         embed, heads, kv_heads, dim = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        self.q_einsum = Einsum("btd,ndh->btnh", (heads, embed, dim), ("heads", "embed", None), embed, config, rngs)
-        self.kv_einsum = Einsum(
-            "bsd,ckdh->cbskh", (2, kv_heads, embed, dim), (None, "kv_heads", "embed", None), embed, config, rngs
-        )
+        query = ((heads, embed, dim), ("heads", "embed", None))
+        self.q_einsum = Einsum("btd,ndh->btnh", *query, embed, config, rngs, bias="nh" if config.qkv_bias else None)
+        key_value = ((2, kv_heads, embed, dim), (None, "kv_heads", "embed", None))
+        bias = "ckh" if config.qkv_bias else None
+        self.kv_einsum = Einsum("bsd,ckdh->cbskh", *key_value, embed, config, rngs, bias=bias)
         self.attn_vec_einsum = Einsum("btnh,nhd->btd", (heads, dim, embed), ("heads", None, "embed"), heads * dim, config, rngs)
-        self.query_norm = RMSNorm(dim, config)
-        self.key_norm = RMSNorm(dim, config)
+        self.query_norm = RMSNorm(dim, config) if config.qk_norm else None
+        self.key_norm = RMSNorm(dim, config) if config.qk_norm else None
 
     def __call__(
         self,
@@ -41,9 +46,11 @@ class Attention(nnx.Module):
         cache: LayerCache | None,
         attention_mask: Bool[Array, "batch seq key"],
     ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
-        query = self._rope(self.query_norm(self.q_einsum(x)), positions)
-        key, value = self.kv_einsum(x)
-        key = self._rope(self.key_norm(key), positions)
+        query, (key, value) = self.q_einsum(x), self.kv_einsum(x)
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        frequencies = rope_frequencies(query.shape[-1], self.theta, self.rope_scaling)
+        query, key = apply_rope(query, positions, frequencies), apply_rope(key, positions, frequencies)
         start = jnp.zeros((), jnp.int32)
         n_keys = attention_mask.shape[-1]
         if cache is not None:
@@ -58,10 +65,29 @@ class Attention(nnx.Module):
         mask = attention_mask
         if self.is_local:
             mask = mask & window_mask(start + jnp.arange(x.shape[1]), jnp.arange(n_keys), self.window)
-        out = jax.nn.dot_product_attention(
-            query, key.astype(query.dtype), value.astype(query.dtype), mask=mask[:, None], scale=self.query_scale
+        out = attend(
+            query, key.astype(query.dtype), value.astype(query.dtype), mask, scale=self.query_scale, softcap=self.softcap
         )
         return self.attn_vec_einsum(out), cache
 
-    def _rope(self, x, positions):
-        return apply_rope(x, positions, theta=self.theta, scale=self.rope_scale)
+
+def attend(
+    query: Float[Array, "batch seq heads dim"],
+    key: Float[Array, "batch key kv_heads dim"],
+    value: Float[Array, "batch key kv_heads dim"],
+    mask: Bool[Array, "batch seq key"],
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "batch seq heads dim"]:
+    """softmax(softcap(scale · q·k)) · v over the keys that the mask allows; scores and softmax in float32."""
+    if softcap is None:
+        return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale)
+    # The library's attention has no place for a cap.
+    batch, seq, heads, dim = query.shape
+    grouped = query.reshape(batch, seq, key.shape[2], -1, dim)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    scores = soft_cap(scores * scale, softcap)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(batch, seq, heads, dim)

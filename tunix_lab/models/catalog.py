@@ -1,72 +1,119 @@
-"""The model families: which code reads and writes each; folders tell their family in `config.json`."""
+"""The model families: a folder's `config.json` tells its family, and the family's name map and configuration do the rest."""
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from tunix_lab.errors import UserError
 from tunix_lab.models.config import ModelConfig
+from tunix_lab.models.config_json import read_config_json
 from tunix_lab.models.decoder import Decoder
+from tunix_lab.models.gemma import params_safetensors as gemma
+from tunix_lab.models.gemma2 import params_safetensors as gemma2
 from tunix_lab.models.gemma3 import params_safetensors as gemma3
-from tunix_lab.models.safetensors import Link, load_decoder, read_config_json, save_decoder
+from tunix_lab.models.hub import fetch, is_hub_id
+from tunix_lab.models.llama3 import params_safetensors as llama3
+from tunix_lab.models.mistral import params_safetensors as mistral
+from tunix_lab.models.qwen2 import params_safetensors as qwen2
+from tunix_lab.models.qwen3 import params_safetensors as qwen3
+from tunix_lab.models.qwen3_moe import params_safetensors as qwen3_moe
+from tunix_lab.models.safetensors import load_decoder, save_decoder
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """The hub layout of a family."""
+    """A family's place on the hub.
 
-    links: Callable[[ModelConfig], list[Link]]
-    to_config_json: Callable[[ModelConfig], dict[str, object]]
-    from_config_json: Callable[[dict[str, object], Path], ModelConfig]
+    Attributes:
+      architectures: names in `config.json` that it serves.
+      skipped: what names of stored tensors begin with that are not loaded.
+      from_config_json: (content, its place for messages) -> configuration.
+      to_config_json: the inverse.
+    """
+
+    architectures: tuple[str, ...]
+    skipped: tuple[str, ...]
+    from_config_json: Callable[[Mapping[str, Any], str], ModelConfig]
+    to_config_json: Callable[[Any], dict[str, Any]]
+
+
+def _family(module: ModuleType) -> Family:
+    return Family(module.ARCHITECTURES, module.SKIPPED, module.from_config_json, module.to_config_json)
 
 
 FAMILIES = {
-    "gemma3": Family(gemma3.links, gemma3.to_config_json, gemma3.from_config_json),
+    "gemma": _family(gemma),
+    "gemma2": _family(gemma2),
+    "gemma3": _family(gemma3),
+    "llama3": _family(llama3),
+    "mistral": _family(mistral),
+    "qwen2": _family(qwen2),
+    "qwen3": _family(qwen3),
+    "qwen3_moe": _family(qwen3_moe),
 }
-_ARCHITECTURES = {gemma3.ARCHITECTURE: "gemma3"}
+_FAMILY_OF = {architecture: name for name, family in FAMILIES.items() for architecture in family.architectures}
 
 
 def read_config(folder: Path) -> ModelConfig:
     """The configuration of a model folder.
 
     Raises:
-      UserError: the folder has no usable config.json, or its architecture is not served.
+      UserError: the folder has no usable config.json, or something in it is not served; the message names it.
     """
     stored = read_config_json(folder)
-    for architecture in stored.get("architectures", []):
-        if architecture in _ARCHITECTURES:
-            try:
-                return FAMILIES[_ARCHITECTURES[architecture]].from_config_json(stored, folder)
-            except KeyError as error:
-                raise UserError(f"{folder}/config.json: field {error} is missing or has a value that is not served") from None
-    raise UserError(
-        f"{folder}/config.json: architecture {stored.get('architectures')} is not served; there are {', '.join(_ARCHITECTURES)}"
-    )
+    place = f"{folder}/config.json"
+    if "quantization_config" in stored:
+        raise UserError(
+            f"{place}: quantized weights are not served; take the plain checkpoint and quantize with adapter.kind: qlora"
+        )
+    for architecture in stored.get("architectures") or []:
+        if architecture in _FAMILY_OF:
+            return FAMILIES[_FAMILY_OF[architecture]].from_config_json(stored, place)
+    served = ", ".join(sorted(_FAMILY_OF))
+    raise UserError(f"{place}: architecture {stored.get('architectures')} is not served; there are {served}")
 
 
-def load_model(folder: str | Path, mesh: Mesh | None = None, dtype: str | None = None, param_dtype: str | None = None) -> Decoder:
-    """Loads the model of a folder; `config.json` says which family and size.
+def load_model(
+    model: str | Path,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+    *,
+    revision: str | None = None,
+) -> Decoder:
+    """Loads a model; `config.json` says which family and size.
 
     Args:
-      folder: in the layout of the Hugging Face hub.
+      model: a folder in the layout of the Hugging Face hub, or the hub's id of one, such as "google/gemma-3-1b-it".
       mesh: where the parameters go; None is the default device.
       dtype: of activations; None is that of the folder.
       param_dtype: of parameters; None is that of the folder.
+      revision: commit, tag or branch on the hub; None is its newest. Pin a commit to get the same model again.
 
     Raises:
-      UserError: the folder cannot be used; the message says why.
+      UserError: the model cannot be found or used; the message says why.
     """
-    config = read_config(Path(folder))
+    folder = fetch(str(model), revision).folder if is_hub_id(str(model)) else Path(model)
+    config = read_config(folder)
     config = config.replace(dtype=dtype or config.dtype, param_dtype=param_dtype or config.param_dtype)
-    return load_decoder(Path(folder), config, FAMILIES[config.family].links(config), mesh)
+    return load_decoder(folder, config, mesh, FAMILIES[config.family].skipped)
 
 
-def save_model(params: dict[str, jax.Array], config: ModelConfig, folder: str | Path) -> None:
-    """Writes `config.json` and `model.safetensors` of a decoder's parameters (by dotted path); deterministic."""
-    family = FAMILIES[config.family]
-    save_decoder(params, family.links(config), Path(folder))
-    (Path(folder) / "config.json").write_text(json.dumps(family.to_config_json(config), indent=2) + "\n")
+def save_model(params: dict[str, jax.Array], config: ModelConfig, folder: str | Path, **more: Any) -> None:
+    """Writes `config.json` and the weights of a decoder's parameters (by dotted path); deterministic.
+
+    Args:
+      params: the parameters.
+      config: their shape.
+      folder: receives the files.
+      **more: further fields of `config.json`, such as the tokenizer's ids.
+    """
+    save_decoder(params, config, Path(folder))
+    stored = FAMILIES[config.family].to_config_json(config) | more
+    (Path(folder) / "config.json").write_text(json.dumps(stored, indent=2) + "\n")

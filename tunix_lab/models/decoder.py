@@ -1,4 +1,4 @@
-"""The decoder-only transformer that serves every model family; a family is a `ModelConfig` and a name map."""
+"""The decoder-only transformer that serves every model family; a family is a configuration and a name map."""
 
 import jax
 import jax.numpy as jnp
@@ -7,28 +7,34 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tunix_lab.models.attention import Attention, LayerCache
 from tunix_lab.models.config import ModelConfig
-from tunix_lab.models.layers import Embedder, FeedForward, RMSNorm
+from tunix_lab.models.experts import MixtureOfExperts
+from tunix_lab.models.layers import Embedder, FeedForward, Head, RMSNorm
 from tunix_lab.ops.masks import causal_mask
+from tunix_lab.ops.softcap import soft_cap
 
 # Key-value cache of a model: "layer_<i>" -> that layer's cache. Made by `generate.cache`.
 Cache = dict[str, LayerCache]
 
 
 class Block(nnx.Module):
-    """x + norm(attention(norm(x))), then the same with the feed-forward layer: norms before and after each."""
+    """x + attention(norm(x)), then the same with the feed-forward layer; some families norm once more what is added."""
 
     def __init__(self, config: ModelConfig, layer: int, rngs: nnx.Rngs):
         self.pre_attention_norm = RMSNorm(config.embed_dim, config)
         self.attn = Attention(config, layer, rngs)
-        self.post_attention_norm = RMSNorm(config.embed_dim, config)
         self.pre_ffw_norm = RMSNorm(config.embed_dim, config)
-        self.mlp = FeedForward(config, rngs)
-        self.post_ffw_norm = RMSNorm(config.embed_dim, config)
+        self.mlp = FeedForward(config, rngs) if config.experts is None else MixtureOfExperts(config, rngs)
+        self.post_attention_norm = RMSNorm(config.embed_dim, config) if config.post_norms else None
+        self.post_ffw_norm = RMSNorm(config.embed_dim, config) if config.post_norms else None
 
     def __call__(self, x, positions, cache, attention_mask):
         attended, cache = self.attn(self.pre_attention_norm(x), positions, cache, attention_mask)
-        x = x + self.post_attention_norm(attended)
-        return x + self.post_ffw_norm(self.mlp(self.pre_ffw_norm(x))), cache
+        x = x + _normed(self.post_attention_norm, attended)
+        return x + _normed(self.post_ffw_norm, self.mlp(self.pre_ffw_norm(x))), cache
+
+
+def _normed(norm: RMSNorm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)
 
 
 class Decoder(nnx.Module):
@@ -39,6 +45,7 @@ class Decoder(nnx.Module):
         self.embedder = Embedder(config, rngs)
         self.layers = nnx.List([Block(config, layer, rngs) for layer in range(config.num_layers)])
         self.final_norm = RMSNorm(config.embed_dim, config)
+        self.lm_head = None if config.tie_embeddings else Head(config, rngs)
 
     def __call__(
         self,
@@ -72,12 +79,13 @@ class Decoder(nnx.Module):
                 new_cache[f"layer_{i}"] = layer_cache
         x = self.final_norm(x)
         if not skip_lm_head:
-            x = jnp.einsum("btd,vd->btv", x, self.head(), preferred_element_type=jnp.float32)
+            logits = jnp.einsum("btd,vd->btv", x, self.head(), preferred_element_type=jnp.float32)
+            x = soft_cap(logits, self.config.final_logit_softcap)
         return x, new_cache or None
 
     def head(self) -> Float[Array, "vocab embed"]:
-        """The output head: logits are hidden · headᵀ."""
-        return self.embedder.head()
+        """The output head: logits are hidden · headᵀ, soft-capped if the family caps them."""
+        return self.embedder.head() if self.lm_head is None else self.lm_head.head()
 
     def get_model_input(self) -> dict[str, Array | None]:
         """Arguments of a smallest call, as `qwix.apply_lora_to_model` wants them."""

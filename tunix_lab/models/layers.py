@@ -1,11 +1,14 @@
-"""The small layers of the decoder: einsum, RMS norm, rotary embedding, token embedding, gated feed-forward."""
+"""The small layers of the decoder: einsum, RMS norm, token embedding, gated feed-forward."""
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from tunix_lab.models.config import ModelConfig
+from tunix_lab.models.config import Activation, ModelConfig
 
 
 def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], stddev: float, dtype: str) -> nnx.Param:
@@ -14,7 +17,7 @@ def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None,
 
 
 class Einsum(nnx.Module):
-    """A linear map written as an einsum of its input and its weight `w`."""
+    """A linear map written as an einsum of its input and its weight `w`, plus a bias `b` if it has one."""
 
     def __init__(
         self,
@@ -24,69 +27,120 @@ class Einsum(nnx.Module):
         fan_in: int,
         config: ModelConfig,
         rngs: nnx.Rngs,
+        *,
+        bias: str | None = None,
     ):
+        """Makes the map.
+
+        Args:
+          equation: "input,weight->output".
+          shape: of the weight.
+          axes: logical axes of the weight.
+          fan_in: numbers that each output sums up; the weight is drawn with variance 1/fan_in.
+          config: gives the dtypes.
+          rngs: draws the weight.
+          bias: letters of the weight's axes that a bias has, in the output's order; None is no bias.
+        """
         self.equation = equation
+        self.axes = axes
         self.dtype = config.dtype
         self.w = normal_param(rngs, shape, axes, fan_in**-0.5, config.param_dtype)
+        self.b, self.bias_shape = (None, ()) if bias is None else _make_bias(equation, shape, axes, bias, config)
+
+    @property
+    def weight_letters(self) -> str:
+        """The axes of the weight in the equation."""
+        return self.equation.split(",")[1].split("->")[0]
+
+    @property
+    def contracted_and_kept(self) -> tuple[str, str]:
+        """The weight's axes that are summed over, and those that the output has."""
+        out = self.equation.split("->")[1]
+        letters = self.weight_letters
+        return "".join(x for x in letters if x not in out), "".join(x for x in letters if x in out)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.einsum(self.equation, x, jnp.asarray(self.w[...], self.dtype))
+        out = jnp.einsum(self.equation, x, jnp.asarray(self.w[...], self.dtype))
+        return out if self.b is None else out + jnp.asarray(self.b[...], self.dtype).reshape(self.bias_shape)
+
+
+def _make_bias(
+    equation: str, shape: tuple[int, ...], axes: tuple[str | None, ...], bias: str, config: ModelConfig
+) -> tuple[nnx.Param, tuple[int, ...]]:
+    """A bias of zeros, and the shape in which it is added: "ckh" of "bsd,ckdh->cbskh" is added as [c, 1, 1, k, h]."""
+    weight, out = equation.split(",")[1].split("->")
+    sizes, names = dict(zip(weight, shape, strict=True)), dict(zip(weight, axes, strict=True))
+    zeros = jnp.zeros([sizes[letter] for letter in bias], config.param_dtype)
+    added = tuple(sizes[letter] if letter in bias else 1 for letter in out)
+    return nnx.Param(zeros, axes=tuple(names[letter] for letter in bias)), added
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) · (1 + scale) over the last axis, in float32."""
+    """x / rms(x) · scale over the last axis (· (1 + scale) in families whose scale is stored so), in float32."""
 
     def __init__(self, size: int, config: ModelConfig):
         self.eps = config.rms_norm_eps
-        self.scale = nnx.Param(jnp.zeros((size,), config.param_dtype), axes=(None,))
+        self.adds_one = config.norm_adds_one
+        identity = jnp.zeros if self.adds_one else jnp.ones
+        self.scale = nnx.Param(identity((size,), config.param_dtype), axes=(None,))
 
     def __call__(self, x: Float[Array, "... size"]) -> Float[Array, "... size"]:
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (normed * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+        scale = self.scale[...].astype(jnp.float32)
+        return (normed * (1.0 + scale if self.adds_one else scale)).astype(x.dtype)
 
 
 class Embedder(nnx.Module):
-    """The embedding table, used at both ends of the model."""
+    """The embedding table; where the two are tied it is the output head too."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.dtype = config.dtype
+        self.is_scaled = config.scale_embeddings
         shape = (config.vocab_size, config.embed_dim)
         self.input_embedding = normal_param(rngs, shape, ("vocab", "embed"), config.embed_dim**-0.5, config.param_dtype)
 
     def encode(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq embed"]:
-        """Rows of the table times √embed."""
+        """Rows of the table, times √embed if the family scales them."""
         x = jnp.asarray(self.input_embedding[...], self.dtype)[tokens]
-        return x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype)
+        return x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype) if self.is_scaled else x
 
     def head(self) -> Float[Array, "vocab embed"]:
-        """The table as output head (the two are tied)."""
+        """The table as output head."""
         return jnp.asarray(self.input_embedding[...], self.dtype)
 
 
+class Head(nnx.Module):
+    """An output head of its own, for families that do not tie it to the embedding table."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.dtype = config.dtype
+        shape = (config.vocab_size, config.embed_dim)
+        self.w = normal_param(rngs, shape, ("vocab", "embed"), config.embed_dim**-0.5, config.param_dtype)
+
+    def head(self) -> Float[Array, "vocab embed"]:
+        """The head's matrix."""
+        return jnp.asarray(self.w[...], self.dtype)
+
+
 class FeedForward(nnx.Module):
-    """down(gelu(gate(x)) · up(x)): GeGLU, https://arxiv.org/abs/2002.05202, with the tanh form of GELU."""
+    """down(activation(gate(x)) · up(x)), https://arxiv.org/abs/2002.05202."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         embed, hidden = config.embed_dim, config.hidden_dim
+        self.activation = config.activation
         self.gate_proj = Einsum("btd,df->btf", (embed, hidden), ("embed", "hidden"), embed, config, rngs)
         self.up_proj = Einsum("btd,df->btf", (embed, hidden), ("embed", "hidden"), embed, config, rngs)
         self.down_proj = Einsum("btf,fd->btd", (hidden, embed), ("hidden", "embed"), hidden, config, rngs)
 
     def __call__(self, x: Float[Array, "batch seq embed"]) -> Float[Array, "batch seq embed"]:
-        return self.down_proj(jax.nn.gelu(self.gate_proj(x), approximate=True) * self.up_proj(x))
+        return self.down_proj(activation_fn(self.activation)(self.gate_proj(x)) * self.up_proj(x))
 
 
-def apply_rope(
-    x: Float[Array, "batch seq heads dim"], positions: Int[Array, "batch seq"], *, theta: float, scale: float
-) -> Float[Array, "batch seq heads dim"]:
-    """Rotary position embedding, https://arxiv.org/abs/2104.09864.
-
-    Rotates the pair (x[i], x[i + dim/2]) by the angle position/scale · theta^(−2i/dim).
-    """
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = (positions.astype(jnp.float32) / scale)[..., None, None] * frequencies
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+def activation_fn(name: Activation) -> Callable[[Array], Array]:
+    """The function of a name; GELU in its tanh form, as every family here uses it."""
+    match name:
+        case "gelu":
+            return functools.partial(jax.nn.gelu, approximate=True)
+        case "silu":
+            return jax.nn.silu

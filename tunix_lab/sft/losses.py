@@ -54,6 +54,6 @@ def next_token_logps(
     targets = tokens[:, start + 1 :]
     if isinstance(model, Decoder):
         hidden, _ = model(tokens, positions, None, attention_mask, skip_lm_head=True)
-        return token_logps(hidden[:, start:-1], model.head(), targets)
+        return token_logps(hidden[:, start:-1], model.head(), targets, softcap=model.config.final_logit_softcap)
     logits, _ = model(tokens, positions, None, attention_mask)
     return gather_logps(logits[:, start:-1], targets)

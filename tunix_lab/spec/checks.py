@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from tunix_lab.spec.algorithm import metric_names
 from tunix_lab.spec.errors import Problem, SpecError, did_you_mean
-from tunix_lab.spec.model import ExperimentInit
+from tunix_lab.spec.model import ExperimentInit, RandomInit
 
 if TYPE_CHECKING:
     from tunix_lab.spec.experiment import ExperimentSpec
@@ -19,6 +19,7 @@ _DATA_KINDS = {"sft": ("text", "chat"), "dpo": ("preference",), "orpo": ("prefer
 def combination_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
     """All faults that can be seen without knowing the number of devices."""
     yield from _upstream_faults(spec)
+    yield from _tokenizer_faults(spec)
     yield from _data_faults(spec)
     yield from _step_faults(spec)
     yield from _metric_faults(spec)
@@ -47,6 +48,12 @@ def check_devices(spec: "ExperimentSpec", devices: int) -> None:
 def _upstream_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
     if isinstance(spec.model.init, ExperimentInit) and spec.model.init.name == spec.name:
         yield ("model", "init", "name"), f"experiment {spec.name!r} cannot start from its own output"
+
+
+def _tokenizer_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
+    if isinstance(spec.model.init, RandomInit) and spec.tokenizer.path is None:
+        message = "missing: random weights come without a tokenizer (`tunix-lab data tokenizer` makes one)"
+        yield ("tokenizer", "path"), message
 
 
 def _data_faults(spec: "ExperimentSpec") -> Iterator[Fault]:

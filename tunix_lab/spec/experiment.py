@@ -28,7 +28,7 @@ class ExperimentSpec(Section):
     seed: Annotated[int, Ge(0), Lt(2**32)] = 0
     """Root of all randomness."""
     model: ModelSpec
-    tokenizer: TokenizerSpec
+    tokenizer: TokenizerSpec = TokenizerSpec()
     adapter: Adapter = NoAdapter()
     """What is trained: all weights, or low-rank updates of them."""
     algorithm: Algorithm

@@ -6,9 +6,10 @@ from typing import Annotated, Literal, TypeAlias
 from annotated_types import Gt
 from pydantic import Field, ValidationInfo, field_validator
 
-from tunix_lab.models.config import SIZES, ModelConfig
+from tunix_lab.models.config import ModelConfig
+from tunix_lab.models.sizes import SIZES
 from tunix_lab.spec.errors import did_you_mean
-from tunix_lab.spec.section import Name, Section, Text
+from tunix_lab.spec.section import HUB_PATTERN, Name, Section, Text
 
 DType: TypeAlias = Literal["float32", "bfloat16"]
 
@@ -35,7 +36,29 @@ class PathInit(Section):
     """Folder of weights, relative to the project."""
 
 
-Init: TypeAlias = Annotated[RandomInit | ExperimentInit | PathInit, Field(discriminator="kind")]
+class HubInit(Section):
+    """Start from a model of the Hugging Face hub, fetched once into the hub's cache."""
+
+    kind: Literal["hub"] = "hub"
+    repo: Annotated[str, Field(pattern=HUB_PATTERN)]
+    """The repository, as organisation/name."""
+    revision: str
+    """Full hash of a commit, by which the run can be made again; a branch or a tag may hold other weights tomorrow."""
+
+    @field_validator("revision")
+    @classmethod
+    def _is_a_commit(cls, revision: str, info: ValidationInfo) -> str:
+        if re.fullmatch("[0-9a-f]{40}", revision):
+            return revision
+        repo = info.data.get("repo", "REPO")
+        raise ValueError(
+            "must be the full hash of a commit (40 digits of 0-9a-f), since branches and tags move and short hashes become "
+            f"ambiguous; got {revision!r}: `hf models info {repo} --revision {revision or 'main'} --expand sha` shows its hash, "
+            f"and so does https://huggingface.co/{repo}/commits/{revision or 'main'}"
+        )
+
+
+Init: TypeAlias = Annotated[RandomInit | ExperimentInit | PathInit | HubInit, Field(discriminator="kind")]
 
 
 class ModelSpec(Section):
@@ -76,8 +99,8 @@ class ModelSpec(Section):
 class TokenizerSpec(Section):
     """The tokenizer, with its chat template."""
 
-    path: Text
-    """Folder of tokenizer files, relative to the project."""
+    path: Text | None = None
+    """Folder of tokenizer files, relative to the project; null: the tokenizer that lies with the starting weights."""
 
 
 class NoAdapter(Section):

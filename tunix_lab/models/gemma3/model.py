@@ -1,6 +1,6 @@
-"""Gemma 3 (https://arxiv.org/abs/2503.19786): the shared decoder with local and global layers, QK-norm and tied embeddings."""
+"""Gemma 3 (https://arxiv.org/abs/2503.19786): the shared decoder under the family's name, and its sizes."""
 
-from tunix_lab.models.config import ModelConfig as ModelConfig
-from tunix_lab.models.decoder import Decoder
+from tunix_lab.models.decoder import Decoder as Gemma3
+from tunix_lab.models.gemma3.config import Gemma3Config as ModelConfig
 
-Gemma3 = Decoder
+__all__ = ["Gemma3", "ModelConfig"]

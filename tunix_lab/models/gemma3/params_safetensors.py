@@ -1,159 +1,93 @@
-"""Gemma 3's name map: how its parameters are stored on the Hugging Face hub (text model, `Gemma3ForCausalLM`)."""
+"""Gemma 3 on the Hugging Face hub: its `config.json`, alone or as the text part of the multimodal one."""
 
-from pathlib import Path
-
-import numpy as np
-from jax.sharding import Mesh
+from collections.abc import Mapping
+from typing import Any
 
 from tunix_lab.errors import UserError
-from tunix_lab.models.config import AttentionKind, ModelConfig
-from tunix_lab.models.decoder import Decoder
-from tunix_lab.models.safetensors import Link, load_decoder
+from tunix_lab.models.config_json import Fields, layer_types, shape_json
+from tunix_lab.models.gemma3.config import Gemma3Config
+from tunix_lab.models.safetensors import create_model_from_safe_tensors as create_model_from_safe_tensors
 
-ARCHITECTURE = "Gemma3ForCausalLM"
+ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+# What the multimodal checkpoints hold beside the text model, which alone is loaded.
+SKIPPED = ("vision_tower.", "multi_modal_projector.")
+_BESIDE_THE_TEXT = """
+    vision_config mm_tokens_per_image dtype torch_dtype
+    boi_token_index eoi_token_index image_token_index boi_token_id eoi_token_id image_token_id
+""".split()
 
-_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-_NORMS = {
-    "pre_attention_norm": "input_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
-    "pre_ffw_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-    "attn.query_norm": "self_attn.q_norm",
-    "attn.key_norm": "self_attn.k_norm",
+_DEFAULTS = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+    "rope_local_scaling": None,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "sliding_window_pattern": None,
+    "_sliding_window_pattern": 6,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
 }
 
 
-def create_model_from_safe_tensors(
-    file_dir: str | Path, config: ModelConfig, mesh: Mesh | None = None, dtype: str | None = None
-) -> Decoder:
-    """Loads a Gemma 3 from a folder of safetensors.
-
-    Args:
-      file_dir: the folder.
-      config: the model's shape.
-      mesh: where the parameters go; None is the default device.
-      dtype: of parameters and activations; None takes those of `config`.
-
-    Raises:
-      UserError: the folder holds no weights, or others than `config` says.
-    """
-    if dtype is not None:
-        config = config.replace(dtype=str(np.dtype(dtype)), param_dtype=str(np.dtype(dtype)))
-    return load_decoder(Path(file_dir), config, links(config), mesh)
-
-
-def links(config: ModelConfig) -> list[Link]:
-    """The layout of every parameter."""
-    found = [_same("embedder.input_embedding", "model.embed_tokens.weight"), _same("final_norm.scale", "model.norm.weight")]
-    for i in range(config.num_layers):
-        ours, theirs = f"layers.{i}", f"model.layers.{i}"
-        found += [_same(f"{ours}.{norm}.scale", f"{theirs}.{stored}.weight") for norm, stored in _NORMS.items()]
-        found += [_transposed(f"{ours}.mlp.{name}.w", f"{theirs}.mlp.{name}.weight") for name in _PROJECTIONS]
-        found += _attention(f"{ours}.attn", f"{theirs}.self_attn", config)
-    return found
-
-
-def _same(ours: str, theirs: str) -> Link:
-    return Link(ours, (theirs,), lambda tensor: tensor, lambda param: (param,))
-
-
-def _transposed(ours: str, theirs: str) -> Link:
-    return Link(ours, (theirs,), lambda tensor: tensor.T, lambda param: (param.T,))
-
-
-def _attention(ours: str, theirs: str, config: ModelConfig) -> list[Link]:
-    """Stored are matrices [out, in]; ours keep heads and head dimension apart."""
-    dim, embed = config.head_dim, config.embed_dim
-
-    def split(matrix: np.ndarray) -> np.ndarray:  # [heads · dim, embed] -> [heads, embed, dim]
-        return matrix.reshape(-1, dim, embed).transpose(0, 2, 1)
-
-    def join(param: np.ndarray) -> np.ndarray:
-        return param.transpose(0, 2, 1).reshape(-1, embed)
-
-    return [
-        Link(f"{ours}.q_einsum.w", (f"{theirs}.q_proj.weight",), split, lambda param: (join(param),)),
-        Link(
-            f"{ours}.kv_einsum.w",
-            (f"{theirs}.k_proj.weight", f"{theirs}.v_proj.weight"),
-            lambda key, value: np.stack([split(key), split(value)]),
-            lambda param: (join(param[0]), join(param[1])),
-        ),
-        Link(
-            f"{ours}.attn_vec_einsum.w",
-            (f"{theirs}.o_proj.weight",),
-            lambda matrix: matrix.reshape(embed, -1, dim).transpose(1, 2, 0),  # [embed, heads · dim] -> [heads, dim, embed]
-            lambda param: (param.transpose(2, 0, 1).reshape(embed, -1),),
-        ),
-    ]
-
-
-def to_config_json(config: ModelConfig) -> dict[str, object]:
-    """The hub's `config.json` of a configuration."""
-    return {
-        "architectures": [ARCHITECTURE],
-        "model_type": "gemma3_text",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.embed_dim,
-        "intermediate_size": config.hidden_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "sliding_window": config.sliding_window,
-        "layer_types": [
-            "sliding_attention" if config.attention_kind(i) == "local" else "full_attention" for i in range(config.num_layers)
-        ],
-        "rope_theta": config.rope_theta,
-        "rope_local_base_freq": config.rope_theta_local,
-        "rope_scaling": None if config.rope_scale == 1.0 else {"rope_type": "linear", "factor": config.rope_scale},
-        "query_pre_attn_scalar": round(config.query_scale**-2),
-        "rms_norm_eps": config.rms_norm_eps,
-        "attention_bias": False,
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-        "tie_word_embeddings": True,
-        "torch_dtype": config.param_dtype,
-    }
-
-
-def from_config_json(stored: dict[str, object], folder: Path) -> ModelConfig:
+def from_config_json(stored: Mapping[str, Any], place: str) -> Gemma3Config:
     """The configuration of a hub's `config.json`.
 
     Raises:
-      UserError: a field has a value that this family does not serve.
+      UserError: a field is missing, not served, or not understood.
     """
-    required = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "tie_word_embeddings": True}
-    required |= {"attn_logit_softcapping": None, "final_logit_softcapping": None}
-    for name, value in required.items():
-        if stored.get(name, value) != value:
-            raise UserError(f"{folder}/config.json: {name} = {stored[name]!r} is not served for gemma3, only {value!r}")
-    scaling = stored.get("rope_scaling") or {"rope_type": "linear", "factor": 1.0}
-    if scaling.get("rope_type") != "linear":
-        raise UserError(f"{folder}/config.json: rope_scaling {scaling!r} is not served for gemma3, only linear")
-    kinds = {"sliding_attention": "local", "full_attention": "global"}
-    return ModelConfig(
-        vocab_size=stored["vocab_size"],
-        num_layers=stored["num_hidden_layers"],
-        embed_dim=stored["hidden_size"],
-        hidden_dim=stored["intermediate_size"],
-        num_heads=stored["num_attention_heads"],
-        num_kv_heads=stored["num_key_value_heads"],
-        head_dim=stored["head_dim"],
-        attention_pattern=_shortest_pattern(tuple(kinds[kind] for kind in stored["layer_types"])),
-        sliding_window=stored["sliding_window"],
-        rope_theta=float(stored["rope_theta"]),
-        rope_theta_local=float(stored["rope_local_base_freq"]),
-        rope_scale=float(scaling["factor"]),
-        query_scale=float(stored["query_pre_attn_scalar"]) ** -0.5,
-        rms_norm_eps=float(stored["rms_norm_eps"]),
-        dtype=stored["torch_dtype"],
-        param_dtype=stored["torch_dtype"],
+    if "text_config" in stored:
+        outer = Fields({name: value for name, value in stored.items() if name != "text_config"}, place, {})
+        for name in _BESIDE_THE_TEXT:
+            outer.demand(name, stored.get(name))
+        outer.demand("tie_word_embeddings", True)
+        outer.finish()
+        dtype = {"dtype": stored.get("dtype") or stored.get("torch_dtype")}
+        stored, place = dtype | dict(stored["text_config"]), f"{place}: text_config"
+    fields = Fields(stored, place, _DEFAULTS)
+    fields.demand("hidden_activation", "gelu_pytorch_tanh")
+    fields.demand("attention_bias", False)
+    fields.demand("use_bidirectional_attention", False, None)
+    theta, scaling = fields.rope("full_attention")
+    theta_local, scaling_local = fields.rope("sliding_attention", theta="rope_local_base_freq", scaling="rope_local_scaling")
+    if scaling_local is not None:
+        raise UserError(f"{place}: rotary scaling of sliding layers is not served")
+    every = fields.take("sliding_window_pattern") or fields.take("_sliding_window_pattern")
+    shape = fields.shape()
+    kinds = ["global" if (i + 1) % every == 0 else "local" for i in range(shape["num_layers"])]
+    config = Gemma3Config(
+        **shape,
+        attention_pattern=fields.layer_kinds(kinds),
+        sliding_window=fields.take("sliding_window"),
+        rope_theta=theta,
+        rope_theta_local=theta_local,
+        rope_scaling=scaling,
+        query_scale=float(fields.take("query_pre_attn_scalar")) ** -0.5,
+        attn_logit_softcap=fields.take("attn_logit_softcapping"),
+        final_logit_softcap=fields.take("final_logit_softcapping"),
     )
+    fields.finish()
+    return config
 
 
-def _shortest_pattern(kinds: tuple[AttentionKind, ...]) -> tuple[AttentionKind, ...]:
-    """The shortest tuple that gives `kinds` when repeated, so that a configuration that was written is equal when it is read."""
-    n = len(kinds)
-    return next(kinds[:size] for size in range(1, n + 1) if all(kinds[i] == kinds[i % size] for i in range(n)))
+def to_config_json(config: Gemma3Config) -> dict[str, Any]:
+    """The hub's `config.json` of a configuration."""
+    return {
+        "architectures": [ARCHITECTURES[0]],
+        "model_type": "gemma3_text",
+        **shape_json(config),
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": config.sliding_window,
+        "layer_types": layer_types(config),
+        "rope_local_base_freq": config.rope_theta_local,
+        "query_pre_attn_scalar": round(config.query_scale**-2),
+        "attention_bias": False,
+        "attn_logit_softcapping": config.attn_logit_softcap,
+        "final_logit_softcapping": config.final_logit_softcap,
+    }

@@ -1,0 +1,47 @@
+"""Where a run starts: the folders of its starting weights and of its tokenizer, and what tells their content from another's."""
+
+from pathlib import Path
+
+from tunix_lab.lab.versioning import dvc_digest, output_folder
+from tunix_lab.models.hub import TOKENIZER_FILES, fetch
+from tunix_lab.spec.experiment import ExperimentSpec
+from tunix_lab.spec.model import ExperimentInit, HubInit, PathInit, RandomInit
+
+
+def base_folder(spec: ExperimentSpec, home: Path) -> Path | None:
+    """The folder of the starting weights, fetched if they are the hub's; None for random ones."""
+    match spec.model.init:
+        case RandomInit():
+            return None
+        case ExperimentInit(name=name):
+            return output_folder(home, name)
+        case PathInit(path=path):
+            return home / path
+        case HubInit(repo=repo, revision=revision):
+            return fetch(repo, revision).folder
+
+
+def tokenizer_folder(spec: ExperimentSpec, home: Path) -> Path:
+    """The folder that the spec names, or that of the starting weights; of a hub's model, only the tokenizer is fetched."""
+    match spec.tokenizer.path, spec.model.init:
+        case str(path), _:
+            return home / path
+        case None, ExperimentInit(name=name):
+            return output_folder(home, name)
+        case None, PathInit(path=path):
+            return home / path
+        case None, HubInit(repo=repo, revision=revision):
+            return fetch(repo, revision, files=TOKENIZER_FILES).folder
+    raise AssertionError("a spec with random weights names its tokenizer; see spec.checks")
+
+
+def base_identity(spec: ExperimentSpec, folder: Path | None) -> str | None:
+    """Tells the starting weights from all others; None for random ones.
+
+    Of a folder it is the digest of every byte, as DVC shows it. A commit of the hub is such a digest already, of files that the
+    cache keeps under their own hashes, so gigabytes are not read again to learn less.
+    """
+    match spec.model.init:
+        case HubInit(repo=repo, revision=commit):
+            return f"hub:{repo}@{commit}"
+    return None if folder is None else dvc_digest(folder)

@@ -1,0 +1,51 @@
+"""Llama on the Hugging Face hub: its `config.json`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunix_lab.models.config_json import Fields, shape_json
+from tunix_lab.models.llama3.config import Llama3Config
+from tunix_lab.models.safetensors import create_model_from_safe_tensors as create_model_from_safe_tensors
+
+ARCHITECTURES = ("LlamaForCausalLM",)
+SKIPPED = ()
+
+_DEFAULTS = {
+    "vocab_size": 32_000,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "rope_theta": 10_000.0,
+}
+
+
+def from_config_json(stored: Mapping[str, Any], place: str) -> Llama3Config:
+    """The configuration of a hub's `config.json`.
+
+    Raises:
+      UserError: a field is missing, not served, or not understood.
+    """
+    fields = Fields(stored, place, _DEFAULTS)
+    fields.demand("hidden_act", "silu")
+    fields.demand("attention_bias", False)
+    fields.demand("mlp_bias", False)
+    theta, scaling = fields.rope()
+    shape = fields.shape()
+    config = Llama3Config(**shape, rope_theta=theta, rope_scaling=scaling, query_scale=shape["head_dim"] ** -0.5)
+    fields.finish()
+    return config
+
+
+def to_config_json(config: Llama3Config) -> dict[str, Any]:
+    """The hub's `config.json` of a configuration."""
+    return {
+        "architectures": [ARCHITECTURES[0]],
+        "model_type": "llama",
+        **shape_json(config),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
