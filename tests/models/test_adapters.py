@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+import qwix
 from flax import nnx
 
 from tunix_lab.errors import UserError
-from tunix_lab.models.adapters import add_lora, merged_params
+from tunix_lab.models.adapters import adapter_off, add_lora, merge_lora, parameter_table
+from tunix_lab.models.config import Experts
 from tunix_lab.models.sharding import make_mesh
 from tunix_lab.sft.train_state import flat_params
 
@@ -33,14 +35,6 @@ def excite(model):
     state = nnx.state(model, nnx.LoRAParam)
     nnx.update(model, jax.tree.map(lambda a: jax.numpy.asarray(0.2 * rng.standard_normal(a.shape), a.dtype), state))
     return model
-
-
-def merged(base, adapted):
-    """The base with the adapters folded in."""
-    params = merged_params(base, adapted, rank=3, alpha=6.0)
-    graph, state = nnx.split(base)
-    flat = [(path, variable.replace(params[".".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 def test_lora_zero_init(base, fresh, run_model):
@@ -73,7 +67,9 @@ def test_seed_of_the_factors(base, fresh):
 def test_lora_merge_equals_adapter_on(base, run_model):
     adapted = excite(add_lora(base, **LORA))
     with_adapter = np.asarray(run_model(adapted, TOKENS))
-    np.testing.assert_allclose(run_model(merged(base, adapted), TOKENS), with_adapter, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        run_model(merge_lora(base, adapted, rank=3, alpha=6.0), TOKENS), with_adapter, rtol=1e-3, atol=1e-3
+    )
     assert np.abs(with_adapter - run_model(base, TOKENS)).max() > 1.0
 
 
@@ -81,7 +77,10 @@ def test_lora_merge_equals_adapter_on(base, run_model):
 def test_qlora_merge(base, run_model, qtype, error):
     """Merged into the plain base it differs from the quantized model by the quantization error of the base alone."""
     adapted = excite(add_lora(base, **LORA, weight_qtype=qtype, tile_size=8))
-    on, folded = np.asarray(run_model(adapted, TOKENS)), np.asarray(run_model(merged(base, adapted), TOKENS))
+    on, folded = (
+        np.asarray(run_model(adapted, TOKENS)),
+        np.asarray(run_model(merge_lora(base, adapted, rank=3, alpha=6.0), TOKENS)),
+    )
     relative = np.linalg.norm(on - folded) / np.linalg.norm(folded)
     assert 1e-5 < relative < error  # quantized it is, and little
 
@@ -99,3 +98,60 @@ def test_targets_that_match_nothing(base):
 def test_tiles_that_do_not_divide(base):
     with pytest.raises(UserError, match="tile_size must divide"):
         add_lora(base, **LORA, weight_qtype="int8", tile_size=7)
+
+
+def test_adapter_off_equals_the_base_bit_for_bit(base, run_model):
+    """The same program on the same arrays: nothing is copied, and not one bit differs, whatever the adapters hold."""
+    adapted = excite(add_lora(base, **LORA))
+    off = adapter_off(adapted)
+    np.testing.assert_array_equal(run_model(off, TOKENS), run_model(base, TOKENS))
+    assert np.abs(run_model(adapted, TOKENS) - run_model(off, TOKENS)).max() > 1.0
+    places = lambda model: {a.unsafe_buffer_pointer() for a in jax.tree.leaves(nnx.state(model))}  # noqa: E731
+    assert places(off) == places(base)
+
+
+@pytest.mark.parametrize("qtype", ["nf4", "int8", "int4"])
+def test_adapter_off_of_a_quantized_base(base, run_model, qtype):
+    """It is the quantized base: bit for bit what qwix makes of the base without any adapter."""
+    adapted = excite(add_lora(base, **LORA, weight_qtype=qtype, tile_size=8))
+    rule = qwix.QuantizationRule(module_path=TARGETS, weight_qtype=qtype, tile_size=8)
+    quantized = qwix.quantize_model(base, qwix.PtqProvider([rule]), **base.get_model_input())
+    np.testing.assert_array_equal(run_model(adapter_off(adapted), TOKENS), run_model(quantized, TOKENS))
+
+
+def test_merging_twice_is_refused(base):
+    adapted = excite(add_lora(base, **LORA))
+    once = merge_lora(base, adapted, rank=3, alpha=6.0)
+    for call in (lambda: merge_lora(base, once, rank=3, alpha=6.0), lambda: adapter_off(once)):
+        with pytest.raises(UserError, match="the model has no adapters: none were added, or they are merged already"):
+            call()
+    with pytest.raises(UserError, match="the base has adapters itself"):
+        merge_lora(adapted, adapted, rank=3, alpha=6.0)
+
+
+def test_factors_lie_on_the_mesh_like_their_weights(base):
+    adapted = add_lora(base, **LORA, mesh=make_mesh(2, 4))
+    parts = {name: a.addressable_shards[0].data.shape for name, a in flat_params(nnx.state(adapted, nnx.LoRAParam)).items()}
+    assert parts["layers.0.mlp.gate_proj.w_lora_a"] == (16, 3) and parts["layers.0.mlp.gate_proj.w_lora_b"] == (3, 8)
+    assert parts["layers.0.attn.q_einsum.w_lora_b"] == (3, 1, 8)
+    assert parts["layers.0.attn.attn_vec_einsum.w_lora_a"] == (1, 8, 3)
+
+
+def test_experts_carry_no_adapter(tiny_decoder, run_model):
+    model = tiny_decoder(num_layers=1, experts=Experts(count=4, per_token=2, hidden_dim=8, normalize=True))
+    with pytest.raises(UserError, match="match the weights of experts.*name the attention alone"):
+        add_lora(model, **LORA)
+    adapted = add_lora(model, **LORA | {"targets": ".*q_einsum|.*kv_einsum|.*attn_vec_einsum"})
+    assert len(flat_params(nnx.state(adapted, nnx.LoRAParam))) == 6
+
+
+def test_parameter_table(tiny_decoder):
+    """Two layers in one row; what is trained of it."""
+    adapted = add_lora(tiny_decoder(num_layers=2), **LORA | {"targets": ".*down_proj"})
+    rows = {name: row for name, *row in parameter_table(adapted, nnx.LoRAParam)}
+    assert rows["layers.*.mlp.down_proj.w"] == ["(24, 16)", 2 * 24 * 16, 0]
+    assert rows["layers.*.mlp.down_proj.w_lora_a"] == ["(24, 3)", 2 * 24 * 3, 2 * 24 * 3]
+    assert rows["embedder.input_embedding"] == ["(64, 16)", 64 * 16, 0]
+    assert sum(trained for *_, trained in rows.values()) == 2 * 3 * (24 + 16)
+    plain = parameter_table(tiny_decoder(num_layers=2), nnx.Param)
+    assert all(count == trained for *_, count, trained in plain)

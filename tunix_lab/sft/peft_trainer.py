@@ -14,6 +14,7 @@ from flax import nnx
 from tunix_lab.models.sharding import place_batch
 from tunix_lab.ops.weighted import WeightedMean
 from tunix_lab.perf.trace import NoopTracer, Tracer
+from tunix_lab.sft.adapter_check import AdapterCheck
 from tunix_lab.sft.batches import TrainingInput as TrainingInput
 from tunix_lab.sft.batches import as_kwargs, stack, to_host
 from tunix_lab.sft.checkpoint_manager import CheckpointManager
@@ -222,6 +223,7 @@ class PeftTrainer:
         train_step, eval_step = self.jit_train_and_eval_step(skip_jit, cache_nnx_graph=cache_nnx_graph)
         self._stop_requested = False
         profiler = Profiler(self.config.profiler_options)
+        check = AdapterCheck(self._state.params, self._frozen) if self.is_lora else None
         first_step = self._train_steps
         self.training_hooks.on_train_begin(self)
         try:
@@ -237,6 +239,8 @@ class PeftTrainer:
                     self._state, metrics = train_step(self._state, self._frozen, micro_batches)
                     self._throttler.add_computation(metrics["loss"])
                     self._train_steps += 1
+                    if check is not None:
+                        check.after_update(self._state.params, self._frozen)
                     self._write_train_metrics(metrics, n_tokens)
                     if self._train_steps % self.config.eval_every_n_steps == 0:
                         self._run_eval(eval_ds, eval_step)

@@ -13,6 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tunix_lab.data.pairs import tokenize_pairs
+from tunix_lab.models.adapters import adapter_off
+from tunix_lab.models.decoder import Decoder
 from tunix_lab.ops.logps import sum_logps
 from tunix_lab.ops.masks import causal_mask, positions_from_mask
 from tunix_lab.ops.preference import dpo_loss, orpo_odds_loss
@@ -65,18 +67,24 @@ class DPOTrainer(PeftTrainer):
         super().__init__(model, optimizer, training_config, **trainer_options)
         self._reference_logps = None
         if training_config.algorithm == "dpo":
-            self._reference_logps = self._make_reference(ref_model)
+            self._reference_logps = self._make_reference(model, ref_model)
         self.with_loss_fn(self._preference_loss, has_aux=True)
         self.with_gen_model_input_fn(lambda batch: {"batch": batch})
 
-    def _make_reference(self, ref_model: nnx.Module | None) -> Callable[[dict[str, Array], int], dict[str, Array]]:
+    def _make_reference(
+        self, model: nnx.Module, ref_model: nnx.Module | None
+    ) -> Callable[[dict[str, Array], int], dict[str, Array]]:
         """`f(placed batch, leading axes) -> {"ref_chosen", "ref_rejected"}`: summed log-probabilities under the reference."""
         if ref_model is not None:
             graph, state = nnx.split(ref_model)
             state = snapshot(state)
             arrays, merge = (lambda: state), (lambda state: nnx.merge(graph, snapshot(state)))
+        elif self.is_lora and isinstance(model, Decoder):
+            # The base's own program on the frozen arrays that the policy holds anyway.
+            graph, _ = nnx.split(adapter_off(model))
+            arrays, merge = (lambda: self._frozen), (lambda state: nnx.merge(graph, snapshot(state)))
         elif self.is_lora:
-            # An adapter whose factors are zero adds exactly nothing: the base model, without a second copy of it.
+            # Of a model of the user's own: an adapter whose factors are zero adds exactly nothing.
             off, parts = jax.tree.map(jnp.zeros_like, self._state.params), self._parts
             arrays, merge = (lambda: (self._state.variables, self._frozen)), (lambda state: parts.merge(off, *state))
         else:
