@@ -7,7 +7,7 @@ import pytest
 
 from tunix_lab.ops.logps import gather_logps, sum_logps, token_logps
 
-BATCH, LENGTH, EMBED, VOCAB = 3, 7, 5, 11
+BATCH, LENGTH, EMBED, VOCAB = 3, 7, 5, 12
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def expected(inputs, weights):
     return naive(*inputs), *jax.jit(jax.grad(loss, argnums=(0, 1)))(*inputs[:2])
 
 
-# rows · vocabulary = 33 logits a token: 7 tokens at once, 3 (uneven slices), and the least, 1
-@pytest.mark.parametrize("logits_at_once", [2**22, 3 * 33 + 5, 1])
+# the vocabulary of 12 at once, in 4 parts of 3, in 5 that become 6 of 2, and row by row
+@pytest.mark.parametrize("logits_at_once", [2**22, 3 * 21 * 3, 3 * 21 * 12 // 5 + 1, 1])
 def test_token_logps_value_and_gradient(inputs, weights, expected, logits_at_once):
     def loss(hidden, head):
         logps = token_logps(hidden, head, inputs[2], logits_at_once=logits_at_once)
@@ -67,8 +67,51 @@ def test_slices_hold_no_logits_of_the_whole_batch():
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(hidden, head).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    # all logits: 4 · 256 · 512 float32 = 2 MiB; a slice of 2**15: 128 KiB
+    # all logits: 4 · 256 · 512 float32 = 2 MiB; parts of 2**15: 128 KiB
     assert scratch(2**22) > 2 * 2**20 > 4 * scratch(2**15)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(4, 128), (1, 2000)])
+def test_memory_at_a_vocabulary_of_256k(batch, length):
+    """XLA's own account of forward and backward pass: scratch within 1.3 times what was allowed; the logits would take 0.5 to 2 GB."""
+    vocab, embed, at_once = 2**18, 64, 2**22
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((batch, length, embed), (vocab, embed))]
+    targets = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    loss = lambda h, w, t: token_logps(h, w, t, logits_at_once=at_once).sum()  # noqa: E731
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*arguments, targets).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.3 * 4 * at_once < batch * length * vocab * 4 / 8
+
+
+@pytest.mark.parametrize("logits_at_once", [2**22, 1])
+def test_soft_capped_logits(inputs, weights, logits_at_once):
+    """Value and gradient of log softmax(c · tanh(z / c)), against automatic differentiation of the plain formula."""
+    cap, (hidden, head, targets) = 1.5, inputs
+    capped = lambda h, w: cap * jnp.tanh(h @ w.T / cap)  # noqa: E731
+    plain = lambda h, w: jnp.take_along_axis(jax.nn.log_softmax(capped(h, w)), targets[..., None], -1)[..., 0]  # noqa: E731
+    ours = lambda h, w: token_logps(h, w, targets, logits_at_once, cap)  # noqa: E731
+    np.testing.assert_allclose(ours(hidden, head), plain(hidden, head), rtol=1e-5, atol=1e-5)
+    for a, b in zip(
+        *(jax.grad(lambda h, w, f=f: (weights * f(h, w)).sum(), argnums=(0, 1))(hidden, head) for f in (ours, plain))
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert np.abs(ours(hidden, head) - naive(*inputs)).max() > 0.1
+
+
+def test_split_over_devices():
+    """Rows over "fsdp" and vocabulary over "tp": the same numbers, and no device holds the whole head's gradient."""
+    from tunix_lab.models.sharding import make_mesh
+
+    mesh = make_mesh(2, 4)
+    place = lambda x, *spec: jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec)))  # noqa: E731
+    rng = np.random.default_rng(0)
+    hidden, head = rng.standard_normal((4, 6, 8)).astype(np.float32), rng.standard_normal((64, 8)).astype(np.float32)
+    targets = rng.integers(0, 64, (4, 6))
+    gradient = jax.jit(jax.grad(lambda h, w, t: token_logps(h, w, t, logits_at_once=3 * 24 * 16).sum(), argnums=(0, 1)))
+    alone = gradient(hidden, head, targets)
+    split = gradient(place(hidden, "fsdp"), place(head, "tp"), place(targets, "fsdp"))
+    for a, b in zip(alone, split, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert split[1].addressable_shards[0].data.shape[0] == 16
 
 
 def test_bfloat16_gradients_keep_their_dtype(inputs):

@@ -8,8 +8,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tunix_lab.ops.softcap import soft_cap
 
-# Logits held at once: 2**22 float32 are 16 MiB.
-_LOGITS_AT_ONCE = 2**22
+# float32 numbers held at once. A CPU is fastest when they stay in its cache; an accelerator wants large matrix products.
+_LOGITS_AT_ONCE = {"cpu": 2**22}
+_LOGITS_AT_ONCE_ON_ACCELERATORS = 2**27
 
 
 def gather_logps(logits: Float[Array, "batch seq vocab"], targets: Int[Array, "batch seq"]) -> Float[Array, "batch seq"]:
@@ -23,55 +24,95 @@ def token_logps(
     hidden: Float[Array, "batch seq embed"],
     head: Float[Array, "vocab embed"],
     targets: Int[Array, "batch seq"],
-    logits_at_once: int = _LOGITS_AT_ONCE,
+    logits_at_once: int | None = None,
     softcap: float | None = None,
 ) -> Float[Array, "batch seq"]:
     """log softmax(hidden · headᵀ)[target] in float32, nats; with `softcap` of the soft-capped logits.
 
-    The head is applied to slices of the sequence axis (rows stay whole, so a batch split over devices stays split), and the
-    backward pass recomputes each slice's logits: memory is that of one slice, 4 · logits_at_once bytes, not of [B, T, V].
+    The logits of all tokens are computed for one part of the vocabulary at a time, and their log-sum-exp is carried on from part
+    to part (as in https://arxiv.org/abs/2411.09009); the backward pass computes each part again and writes its part of the head's
+    gradient. So memory is that of one part and its gradient, 4 · logits_at_once bytes, not of [B, T, V]. Parts take every n-th
+    row of the head: a batch or a vocabulary that is split over devices stays split.
+
+    Args:
+      hidden: the model's final hidden states.
+      head: its output head.
+      targets: token ids.
+      logits_at_once: float32 numbers that may be held for logits and their gradient; None is what suits the backend.
+      softcap: logits go through softcap · tanh(logits / softcap).
     """
-    batch, length = targets.shape
-    slice_length = max(1, logits_at_once // (batch * head.shape[0]))
-    if slice_length >= length:
-        return _slice_logps(softcap, hidden, head, targets)
-    n_slices = -(-length // slice_length)
-    pad = n_slices * slice_length - length
-    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
-    padded_targets = jnp.pad(targets, ((0, 0), (0, pad)))
-    hidden_slices = hidden.reshape(batch, n_slices, slice_length, -1).swapaxes(0, 1)
-    target_slices = padded_targets.reshape(batch, n_slices, slice_length).swapaxes(0, 1)
-    logps = jax.lax.map(lambda piece: _slice_logps(softcap, piece[0], head, piece[1]), (hidden_slices, target_slices))
-    return logps.swapaxes(0, 1).reshape(batch, -1)[:, :length]
+    if logits_at_once is None:
+        logits_at_once = _LOGITS_AT_ONCE.get(jax.default_backend(), _LOGITS_AT_ONCE_ON_ACCELERATORS)
+    wanted = -(-3 * targets.size * head.shape[0] // logits_at_once)  # logits, their gradient, and that transposed
+    return _token_logps(_smallest_divisor(head.shape[0], wanted), softcap, hidden, head, targets)
 
 
-def _logits(hidden, head):
-    return jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
+def _smallest_divisor(number: int, least: int) -> int:
+    """The smallest divisor of `number` that is at least `least`, so that the parts are equal and nothing is padded."""
+    return next(n for n in range(min(max(least, 1), number), number + 1) if number % n == 0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _slice_logps(softcap, hidden, head, targets):
-    return gather_logps(soft_cap(_logits(hidden, head), softcap), targets)
+def _part(head: Array, n_parts: int, i: Array) -> Array:
+    """Rows i, i + n, i + 2n, … of the head, [vocab / n, embed]."""
+    rows = head.reshape(-1, n_parts, head.shape[-1])
+    return jax.lax.dynamic_index_in_dim(rows, i, axis=1, keepdims=False)
 
 
-def _slice_logps_fwd(softcap, hidden, head, targets):
-    return _slice_logps(softcap, hidden, head, targets), (hidden, head, targets)
+def _is_target(targets: Array, n_parts: int, i: Array, size: int) -> Array:
+    """[batch, seq, size], True where a row of part `i` is the token's target."""
+    place = jnp.where(targets % n_parts == i, targets // n_parts, -1)
+    return jnp.arange(size) == place[..., None]
 
 
-def _slice_logps_bwd(softcap, saved, cotangent):
-    hidden, head, targets = saved
-    # d logp[y] / d logits = onehot(y) − softmax; the logits are cheaper to compute again than to keep.
-    logits = soft_cap(_logits(hidden, head), softcap)
-    onehot = jax.nn.one_hot(targets, head.shape[0], dtype=jnp.float32)
-    d_logits = (onehot - jax.nn.softmax(logits, axis=-1)) * cotangent[..., None]
-    if softcap is not None:
-        d_logits = d_logits * (1.0 - jnp.square(logits / softcap))  # the derivative of c · tanh(z / c)
-    d_hidden = jnp.einsum("btv,vd->btd", d_logits.astype(head.dtype), head)
-    d_head = jnp.einsum("btv,btd->vd", d_logits, hidden.astype(jnp.float32))
-    return d_hidden.astype(hidden.dtype), d_head.astype(head.dtype), None
+def _logits(hidden: Array, part: Array, softcap: float | None) -> Array:
+    return soft_cap(jnp.einsum("btd,vd->btv", hidden, part, preferred_element_type=jnp.float32), softcap)
 
 
-_slice_logps.defvjp(_slice_logps_fwd, _slice_logps_bwd)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _token_logps(n_parts, softcap, hidden, head, targets):
+    return _token_logps_fwd(n_parts, softcap, hidden, head, targets)[0]
+
+
+def _token_logps_fwd(n_parts, softcap, hidden, head, targets):
+    def add_part(i, carry):
+        largest, total, chosen = carry
+        part = _part(head, n_parts, i)
+        logits = _logits(hidden, part, softcap)
+        new_largest = jnp.maximum(largest, logits.max(axis=-1))
+        total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[..., None]).sum(axis=-1)
+        chosen = chosen + jnp.where(_is_target(targets, n_parts, i, part.shape[0]), logits, 0.0).sum(axis=-1)
+        return new_largest, total, chosen
+
+    zeros = jnp.zeros(targets.shape, jnp.float32)
+    largest, total, chosen = jax.lax.fori_loop(0, n_parts, add_part, (zeros - jnp.inf, zeros, zeros))
+    logsumexp = largest + jnp.log(total)
+    return chosen - logsumexp, (hidden, head, targets, logsumexp)
+
+
+def _token_logps_bwd(n_parts, softcap, saved, cotangent):
+    hidden, head, targets, logsumexp = saved
+
+    def add_part(i, carry):
+        d_hidden, d_head = carry
+        part = _part(head, n_parts, i)
+        logits = _logits(hidden, part, softcap)
+        # d logp[y] / d logits = onehot(y) − softmax; subtracted in float32, for where p is near 1 the two nearly cancel.
+        onehot = _is_target(targets, n_parts, i, part.shape[0]).astype(jnp.float32)
+        d_logits = (onehot - jnp.exp(logits - logsumexp[..., None])) * cotangent[..., None]
+        if softcap is not None:
+            d_logits = d_logits * (1.0 - jnp.square(logits / softcap))  # the derivative of c · tanh(z / c)
+        d_logits = d_logits.astype(head.dtype)
+        d_hidden = d_hidden + jnp.einsum("btv,vd->btd", d_logits, part, preferred_element_type=jnp.float32)
+        d_part = jnp.einsum("btv,btd->vd", d_logits, hidden.astype(head.dtype), preferred_element_type=jnp.float32)
+        d_head = jax.lax.dynamic_update_index_in_dim(d_head, d_part.astype(head.dtype), i, axis=1)
+        return d_hidden, d_head
+
+    zeros = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros((head.shape[0] // n_parts, n_parts, head.shape[1]), head.dtype)
+    d_hidden, d_head = jax.lax.fori_loop(0, n_parts, add_part, zeros)
+    return d_hidden.astype(hidden.dtype), d_head.reshape(head.shape), None
+
+
+_token_logps.defvjp(_token_logps_fwd, _token_logps_bwd)
 
 
 def sum_logps(logps: Float[Array, "batch seq"], mask: Bool[Array, "batch seq"]) -> Float[Array, " batch"]:
