@@ -24,6 +24,12 @@ class TrainingFailed(UserError):
     exit_code = 4
 
 
+class Mismatch(UserError):
+    """What was made again, or read back, is not what it must equal. Exit code 5."""
+
+    exit_code = 5
+
+
 class Stopped(BaseException):
     """A signal ended the work after its state was saved; the exit code is 128 + the signal's number."""
 

@@ -7,6 +7,7 @@ from flax import nnx
 
 from tunix_lab.generate.config import CacheConfig
 from tunix_lab.generate.sampler import Sampler
+from tunix_lab.models.adapters import add_lora
 from tunix_lab.models.sharding import make_mesh, place_model
 
 PROMPTS = [[2, 7, 30], [2, 11], [2, 40, 41, 42, 43, 44, 45, 46], [9]]
@@ -52,6 +53,14 @@ def same(row, other):
     np.testing.assert_array_equal(out.tokens[i], other_out.tokens[j])
     np.testing.assert_allclose(out.logprobs[i], other_out.logprobs[j], rtol=1e-4, atol=1e-5)
     assert out.finish_reason[i] == other_out.finish_reason[j] and out.text[i] == other_out.text[j]
+
+
+def test_a_model_with_adapters_is_sampled(model, greedy, word_tokenizer):
+    """As runs do while they train; fresh adapters change nothing."""
+    adapted = add_lora(model, rank=2, alpha=4.0, targets=".*q_einsum|.*gate_proj", seed=0)
+    out = make_sampler(adapted, word_tokenizer).generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER)
+    for i in range(len(PROMPTS)):
+        same((out, i), (greedy, i))
 
 
 def test_greedy_takes_the_most_probable_token(greedy, model, run_model):

@@ -73,6 +73,7 @@ def generate(
     logits, cache = model(prompts, positions_from_mask(prompt_mask), cache, causal_mask(prompt_mask))
     n_prompt = prompt_mask.sum(axis=-1, dtype=jnp.int32)
     usable = jnp.pad(prompt_mask, ((0, 0), (0, max_new)), constant_values=True)
+    graph, state = nnx.split(model)
 
     def draw(logits, t, done, out):
         row_keys = jax.vmap(lambda key: jax.random.key_data(jax.random.fold_in(key, t)))(keys)
@@ -88,7 +89,9 @@ def generate(
     def body(carry):
         t, token, cache, done, out = carry
         mask = usable & (jnp.arange(slots) < prompt_length + t)[None]
-        logits, cache = model(token[:, None], (n_prompt + t - 1)[:, None], cache, mask[:, None])
+        # A module of the loop's own: one with adapters takes notes while it runs, which flax forbids across loops.
+        step = nnx.merge(graph, state)
+        logits, cache = step(token[:, None], (n_prompt + t - 1)[:, None], cache, mask[:, None])
         token, out = draw(logits[:, -1], t, done, out)
         return t + 1, token, cache, done | out.stopped, out
 

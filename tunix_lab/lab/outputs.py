@@ -11,9 +11,21 @@ from typing import Any
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError
 from tunix_lab.lab.journal import find_run, read_metrics
+from tunix_lab.lab.origin import base_name
+from tunix_lab.models.adapters import adapter_factors
 from tunix_lab.models.catalog import save_model
 from tunix_lab.models.config import ModelConfig
+from tunix_lab.models.decoder import Decoder
+from tunix_lab.models.peft_folder import TEXT_MODEL, Lora, module_prefix, write_peft
 from tunix_lab.sft.train_state import Params, digest
+from tunix_lab.spec.experiment import ExperimentSpec
+from tunix_lab.spec.model import NoAdapter
+
+ADAPTER = "adapter"
+"""The adapter's folder, in PEFT's layout, beside the model into which it is merged."""
+
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
+"""Files whose terms go on to hold for what is made of a model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +37,16 @@ class ModelFolder:
       name: of the experiment that made it, or of the folder.
       run_id: of the run that made it; None if it is from elsewhere.
       step: updates it was trained for by that run; 0 if unknown.
+      params_digest: identity of the weights that the run left; None if unknown.
+      adapter: the spec of the adapter that was trained, and the `path` where it lies; None without one.
     """
 
     folder: Path
     name: str
     run_id: str | None = None
     step: int = 0
+    params_digest: str | None = None
+    adapter: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: Path, record: Path) -> "ModelFolder":
@@ -38,18 +54,63 @@ class ModelFolder:
         if not record.is_file():
             return cls(folder, folder.name)
         described = json.loads(record.read_text())
-        return cls(folder, described["name"], described["run_id"], described["step"])
+        described = {"adapter": None} | described  # records made before adapters were kept have no such line
+        return cls(folder, *(described[name] for name in ("name", "run_id", "step", "params_digest", "adapter")))
+
+    @property
+    def adapter_folder(self) -> Path:
+        """Where a run puts its adapter: beside the model."""
+        return self.folder.parent / ADAPTER
 
 
-def write_model(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> str:
-    """Replaces `folder` by model and tokenizer, and returns the parameters' digest; the same model gives the same bytes."""
+def write_model(params: Params, config: ModelConfig, tokenizer: Tokenizer, folder: Path, base: Path | None = None) -> str:
+    """Replaces `folder` by model and tokenizer, and returns the parameters' digest; the same model gives the same bytes.
+
+    Args:
+      params: the weights.
+      config: their shape.
+      tokenizer: of the data.
+      folder: receives the files.
+      base: folder of the starting weights, whose licences are copied; None for random ones.
+    """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     save_model(params, config, temporary)
     tokenizer.save(temporary)
+    copy_licences(base, temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return digest(params)
+
+
+def write_adapter(spec: ExperimentSpec, home: Path, model: Decoder, base: Path | None, folder: Path) -> dict[str, Any] | None:
+    """Replaces `folder` by the trained adapter, and returns what run.json says of it; a run without one leaves no folder.
+
+    Args:
+      spec: the experiment.
+      home: the project folder.
+      model: with its trained adapters.
+      base: folder of the starting weights; None for random ones.
+      folder: receives the files.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(spec.adapter, NoAdapter):
+        return None
+    name, revision = base_name(spec, home)
+    prefix = TEXT_MODEL if base is None else module_prefix(base)
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    lora = Lora(spec.adapter.rank, spec.adapter.alpha, name, revision)
+    write_peft(temporary, adapter_factors(model), model.config, lora, prefix)
+    temporary.rename(folder)
+    return spec.adapter.model_dump()
+
+
+def copy_licences(source: Path | None, folder: Path) -> None:
+    """Copies the licences of `source`, if it has some, to `folder`; None is no source."""
+    found = [] if source is None else [path for pattern in LICENCES for path in source.glob(pattern) if path.is_file()]
+    for path in found:
+        shutil.copyfile(path, folder / path.name)
 
 
 def write_records(run_dir: Path, out: Path, record: dict[str, Any]) -> dict[str, float]:

@@ -162,7 +162,8 @@ def merge_factors(base: Decoder, factors: Mapping[str, tuple[Any, Any]], scale: 
         contracted, kept = modules[name].contracted_and_kept
         product = f"{contracted}z,z{kept}->{modules[name].weight_letters}"  # z is the rank
         weight = params[f"{name}.w"]
-        delta = jnp.einsum(product, jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)) * scale
+        a32, b32 = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+        delta = jnp.einsum(product, a32, b32, precision=jax.lax.Precision.HIGHEST) * scale
         params[f"{name}.w"] = (weight.astype(jnp.float32) + delta).astype(weight.dtype)
     return params
 
@@ -176,9 +177,13 @@ def with_params(base: Decoder, params: Mapping[str, jax.Array]) -> Decoder:
 
 def set_factors(adapted: Decoder, factors: Mapping[str, tuple[Any, Any]]) -> None:
     """Gives the adapters of a model these factors, as `adapter_factors` names them."""
-    values = {f"{name}.w_lora_{letter}": array for name, pair in factors.items() for letter, array in zip("ab", pair, strict=True)}
+    values = {
+        f"{name}.w_lora_{letter}": array for name, pair in factors.items() for letter, array in zip("ab", pair, strict=True)
+    }
     flat = nnx.to_flat_state(nnx.state(adapted, nnx.LoRAParam))
-    changed = [(path, variable.replace(jnp.asarray(values[_dotted(path)], variable.get_value().dtype))) for path, variable in flat]
+    changed = [
+        (path, variable.replace(jnp.asarray(values[_dotted(path)], variable.get_value().dtype))) for path, variable in flat
+    ]
     nnx.update(adapted, nnx.from_flat_state(changed))
 
 

@@ -23,7 +23,7 @@ from tunix_lab.models.mistral import params_safetensors as mistral
 from tunix_lab.models.qwen2 import params_safetensors as qwen2
 from tunix_lab.models.qwen3 import params_safetensors as qwen3
 from tunix_lab.models.qwen3_moe import params_safetensors as qwen3_moe
-from tunix_lab.models.safetensors import load_decoder, save_decoder
+from tunix_lab.models.safetensors import MAX_FILE_BYTES, load_decoder, save_decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +105,23 @@ def load_model(
     return load_decoder(folder, config, mesh, FAMILIES[config.family].skipped)
 
 
-def save_model(params: dict[str, jax.Array], config: ModelConfig, folder: str | Path, **more: Any) -> None:
+def save_model(
+    params: dict[str, jax.Array],
+    config: ModelConfig,
+    folder: str | Path,
+    *,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    **more: Any,
+) -> None:
     """Writes `config.json` and the weights of a decoder's parameters (by dotted path); deterministic.
 
     Args:
       params: the parameters.
       config: their shape.
       folder: receives the files.
+      max_file_bytes: weights that do not fit into one file of this size go to several, with an index.
       **more: further fields of `config.json`, such as the tokenizer's ids.
     """
-    save_decoder(params, config, Path(folder))
+    save_decoder(params, config, Path(folder), max_file_bytes)
     stored = FAMILIES[config.family].to_config_json(config) | more
     (Path(folder) / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
