@@ -28,7 +28,10 @@ class Repo:
 
 @dataclasses.dataclass
 class FakeHub:
-    """What the server holds, and what it was asked: (method, path, whether with the token)."""
+    """What the server holds, and what it was asked: (method, path, whether with the token).
+
+    A dataset's name begins with "datasets/", as in the hub's addresses.
+    """
 
     url: str
     repos: dict[str, Repo] = dataclasses.field(default_factory=dict)
@@ -85,8 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.hub.asked.append((self.command, path, self._known))
         if token is not None and not self._known:
             return self._refuse(401, None, "Invalid credentials in Authorization header")
-        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        info = re.fullmatch(r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
+        file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         name = (info or file)[1]
         repo = self.server.hub.repos.get(name)
         if repo is None or (repo.access == "private" and not self._known):

@@ -1,6 +1,7 @@
 """`tunix-lab data …`: the datasets and tokenizer on disk, and the view of what is trained."""
 
 import json
+import re
 
 import pytest
 import typer
@@ -29,7 +30,7 @@ DPO = "{kind: dpo, max_prompt_length: 48, max_response_length: 32}"
 @pytest.fixture(scope="module")
 def app():
     app = typer.Typer()
-    for command in (data.arithmetic, data.tokenizer, data.show):
+    for command in (data.arithmetic, data.gsm8k, data.tokenizer, data.show):
         app.command()(command)
     return app
 
@@ -91,6 +92,60 @@ def test_text_and_split_and_override(show, home):
     assert between_brackets(show(TEXT, "-n", "1").splitlines()[2]) == first_row(home, "pretrain")["text"] + "<eos>"
     assert "validation.jsonl:1" in show(TEXT, "-n", "1", "--split", "validation")
     assert "rows_cut 1" in show(TEXT, "-n", "1", "--set", "data.max_length=9", "--set", "data.overlong=truncate")
+
+
+def test_packed_rows_show_their_segments(show, home):
+    lines = show(CHAT, "-n", "1", "--set", "data.packing=true", "--set", "data.max_length=200").splitlines()
+    title = re.fullmatch(r"packed row 1: (\d+) segments, (\d+) tokens, (\d+) padding", lines[0])
+    segments, tokens, padding = map(int, title.groups())
+    assert segments >= 3 and tokens + padding == 200
+    rows = [json.loads(line) for line in (home / "rows/sft/train.jsonl").read_text("utf-8").splitlines()]
+    seen = 0
+    for number in range(segments):
+        head, drawn = lines[1 + 2 * number : 3 + 2 * number]
+        found = re.fullmatch(rf"  segment {number + 1}: (\d+) tokens, \d+ trained, {home}/rows/sft/train\.jsonl:(\d+)", head)
+        seen += int(found[1])
+        assert drawn.strip().startswith("<bos>") and drawn.count("<bos>") == 1
+        assert between_brackets(drawn) == rows[int(found[2]) - 1]["completion"] + "<end_of_turn>"
+    assert seen == tokens and lines[1 + 2 * segments].startswith("train: rows_in 40, ")
+
+
+def test_mixtures_show_their_sources(show, home):
+    mixed = "data.train=[{path: rows/sft/train.jsonl, weight: 2}, {path: rows/sft/test.jsonl, weight: 0.5}]"
+    lines = show(CHAT, "-n", "2", "--set", mixed).splitlines()
+    assert lines[0] == "train.0: rows/sft/train.jsonl, weight 2" and lines[1] == f"{home}/rows/sft/train.jsonl:1"
+    second = lines.index("train.1: rows/sft/test.jsonl, weight 0.5")
+    assert lines[second - 1].startswith("train.0: rows_in 2, ") and lines[second + 1] == f"{home}/rows/sft/test.jsonl:1"
+    assert lines[-2].startswith("train.1: rows_in 2, ") and lines[-1].startswith("train: rows_in 4, ")
+    plain = show(CHAT, "-n", "1", "--set", "data.train=[rows/sft/train.jsonl, rows/sft/test.jsonl]")
+    assert plain.startswith("train.0: rows/sft/train.jsonl, every row once an epoch\n")
+
+
+def test_rows_held_out(show, home):
+    shown = [show(CHAT, "-n", "40", "--split", split, "--set", "data.validation={rows: 10}") for split in ("train", "validation")]
+    lines = [set(re.findall(r"^.*train\.jsonl:\d+$", text, re.MULTILINE)) for text in shown]
+    assert len(lines[0]) == 30 and len(lines[1]) == 10 and not lines[0] & lines[1]
+
+
+def test_gsm8k(app, tmp_path):
+    row = {"question": "How many?", "answer": "4/2=<<4/2=2>>2\n#### 2"}
+    solutions = {"a": {"solution": "x\nA: 2"}, "b": {"solution": "x\nA: 3"}}
+    files = {"train": row, "test": row, "example_model_solutions": row | {"ground_truth": "A: 2"} | solutions}
+    for name, content in files.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(content) + "\n")
+    for flags, steps in (([], "4/2=2"), (["--keep-annotations"], "4/2=<<4/2=2>>2")):
+        arguments = ["gsm8k", "--source", str(tmp_path), "--out", str(tmp_path / "out"), *flags]
+        made = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert made.exit_code == 0 and "preference/train.jsonl: 1 rows" in made.output.replace("\n", "")
+        assert steps in json.loads((tmp_path / "out/sft/test.jsonl").read_text())["completion"]
+
+
+def test_show_data_is_a_verb_of_its_own():
+    from tunix_lab.cli.main import app as every_verb
+
+    for verb in (["show-data"], ["data", "show"]):
+        result = CliRunner().invoke(every_verb, [*verb, "--help"])
+        assert result.exit_code == 0 and "Show the first rows as the trainer gets them" in result.output
 
 
 def test_mistakes(show, home):

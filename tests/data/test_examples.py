@@ -8,7 +8,7 @@ import pytest
 
 from tunix_lab.data.chat import render_chat
 from tunix_lab.data.examples import sft_examples, text_examples
-from tunix_lab.data.rows import read_rows
+from tunix_lab.data.files import read_rows
 from tunix_lab.errors import UserError
 
 ROWS = [

@@ -43,6 +43,29 @@ def test_prompt_and_response_are_the_rendered_chat(tokenizer):
         assert response == whole.ids[whole.mask].tolist()
 
 
+def test_responses_given_as_chats(tokenizer):
+    """The last turn counts; what stands before it must be the prompt."""
+    turns = [{"role": "user", "content": ROW["prompt"]}]
+    chats = {name: [*turns, {"role": "assistant", "content": ROW[name]}] for name in ("chosen", "rejected")}
+    plain, _ = preference_examples([ROW], tokenizer, 24, 16)
+    for row in ({"prompt": ROW["prompt"], **chats}, {"prompt": turns, **{n: chat[1:] for n, chat in chats.items()}}):
+        assert parts(preference_examples([row], tokenizer, 24, 16)[0][0]) == parts(plain[0])
+    other = [{"role": "user", "content": "Something else?"}, chats["chosen"][1]]
+    with pytest.raises(UserError, match="'chosen' is a chat whose turns before the answer are not those of column 'prompt'"):
+        preference_examples([ROW | {"chosen": other}], tokenizer, 24, 16)
+    with pytest.raises(UserError, match="'rejected' is a chat that does not end with an answer of the assistant"):
+        preference_examples([ROW | {"rejected": turns}], tokenizer, 24, 16)
+
+
+def test_pairs_that_prefer_nothing_may_be_left_out(tokenizer):
+    same = ROW | {"rejected": ROW["chosen"]}
+    examples, ledger = preference_examples([same, ROW, same], tokenizer, 24, 16, identical="drop")
+    assert len(examples) == 1 and ledger.kept_rows == [1] and ledger.rows_dropped == 2
+    assert ledger.tokens_in == ledger.trained + ledger.context + ledger.cut + ledger.dropped
+    with pytest.raises(UserError, match="no row is left: all 1 .* or prefer nothing"):
+        preference_examples([same], tokenizer, 24, 16, identical="drop")
+
+
 def test_response_has_no_bos(tokenizer, preference_rows):
     for example in preference_examples(preference_rows, tokenizer, 48, 32)[0]:
         prompt, chosen, rejected = parts(example)

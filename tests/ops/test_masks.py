@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from tunix_lab.ops.masks import causal_mask, positions_from_mask, window_mask
+from tunix_lab.ops.masks import causal_mask, positions_from_mask, segment_causal_mask, window_mask
 
 
 def rows(*lines):
@@ -23,6 +23,19 @@ def test_causal_mask_sees_real_tokens_of_the_past():
 
 def test_a_hole_is_not_seen():
     assert jnp.array_equal(causal_mask(rows("x.x"))[0], rows("x..", "x..", "x.x"))
+
+
+def test_segments_do_not_see_each_other():
+    first, second, empty = segment_causal_mask(jnp.array([[1, 1, 2, 2, 0], [1, 2, 2, 2, 3], [0, 0, 0, 0, 0]]))
+    assert jnp.array_equal(first, rows("x....", "xx...", "..x..", "..xx.", "....."))
+    assert jnp.array_equal(second, rows("x....", ".x...", ".xx..", ".xxx.", "....x"))
+    assert not empty.any()
+
+
+def test_one_segment_is_plain_causality():
+    valid = rows("xxx.", "xxxx")
+    # padding sees real tokens under plain causality and nothing here; it is no target in either
+    assert jnp.array_equal(segment_causal_mask(valid.astype(jnp.int32)), causal_mask(valid) & valid[:, :, None])
 
 
 def test_window_holds_the_query_itself():

@@ -11,7 +11,7 @@ import numpy as np
 from tunix_lab.data.chat import as_messages, render_chat
 from tunix_lab.data.ledger import Ledger, Overlong, check_lengths
 from tunix_lab.data.padding import pad_right
-from tunix_lab.data.rows import Row, blame, column, place_of, prompt_column, text_column
+from tunix_lab.data.rows import Row, blame, column, count_repeats, each, place_of, prompt_column, text_column
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError
 
@@ -39,7 +39,7 @@ def sft_examples(
 def text_examples(
     rows: Sequence[Row], tokenizer: Tokenizer, max_length: int, overlong: Overlong = "error", *, split: str = "train"
 ) -> tuple[list[Example], Ledger]:
-    """Plain text: rows `{"text"}` as BOS + text + EOS, every token after BOS trained. Arguments and errors of `sft_examples`."""
+    """Plain text: rows `{"text"}` as BOS + text + EOS, every token but the first trained. For the rest see `sft_examples`."""
     return _examples(rows, lambda row: _text_row(tokenizer, row), tokenizer.pad_id, max_length, overlong, split)
 
 
@@ -67,10 +67,7 @@ def _text_row(tokenizer: Tokenizer, row: Row) -> _Ids:
         if ids.count(bos) > 1:
             raise UserError("the text spells BOS more than once; a sequence begins with exactly one")
     ids = ids if ids[-1:] == [eos] else [*ids, eos]
-    mask = np.ones(len(ids), bool)
-    if bos is not None:
-        mask[0] = False
-    return np.array(ids, np.int32), mask
+    return np.array(ids, np.int32), np.ones(len(ids), bool)
 
 
 def _examples(
@@ -82,15 +79,14 @@ def _examples(
     split: str,
 ) -> tuple[list[Example], Ledger]:
     places = [place_of(rows, i) for i in range(len(rows))]
-    tokenized = []
-    for row, place in zip(rows, places, strict=True):
-        with blame(place):
-            tokenized.append(tokenize(row))
+    tokenized = each(rows, tokenize)
+    for _, mask in tokenized:
+        mask[:1] = False  # nothing comes before the first token, so it is never a target
     if overlong == "error":
         with blame(split):
             lengths = [len(ids) for ids, _ in tokenized]
             check_lengths(lengths, places, max_length, setting="data.max_length", what="rows", choices="drop | truncate")
-    ledger = Ledger(split)
+    ledger = Ledger(split, rows_duplicate=count_repeats(rows))
     examples = []
     for (ids, mask), place in zip(tokenized, places, strict=True):
         tokens = len(ids)

@@ -1,9 +1,11 @@
 """Accounts for every row and token that goes into a dataset, and decides about rows that are too long.
 
-Tokens in = trained + context + cut + dropped, for each split. Nothing is shortened or left out unless the spec says so.
+Tokens in = trained + context + cut + dropped, for each source of each split. Nothing is shortened or left out unless the spec
+says so; packing moves tokens together and changes none of these counts.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,11 +17,12 @@ Overlong = Literal["error", "drop", "truncate"]
 
 @dataclasses.dataclass
 class Ledger:
-    """What became of the rows and tokens of one split.
+    """What became of the rows and tokens of one source of a split.
 
     Attributes:
-      split: name of the split.
+      split: name of the split, or of one of its sources ("train.0").
       rows_in: rows read.
+      rows_duplicate: rows whose content an earlier row has too; they are kept.
       rows_cut: rows kept with their end cut off.
       rows_dropped: rows left out because they were too long.
       tokens_in: tokens of all rows before any limit.
@@ -32,6 +35,7 @@ class Ledger:
 
     split: str
     rows_in: int = 0
+    rows_duplicate: int = 0
     rows_cut: int = 0
     rows_dropped: int = 0
     tokens_in: int = 0
@@ -63,6 +67,17 @@ class Ledger:
         """Every count by name."""
         counts = dataclasses.asdict(self)
         return {name: count for name, count in counts.items() if name not in ("split", "kept_rows")}
+
+
+def total(ledgers: Sequence[Ledger], split: str, rows_duplicate: int) -> Ledger:
+    """The ledger of a split with all its sources, whose rows are numbered one source after the other.
+
+    Copies are counted anew, since a row may be in two sources.
+    """
+    counts = {name: sum(ledger.summary()[name] for ledger in ledgers) for name in Ledger(split).summary()}
+    first_rows = itertools.accumulate((ledger.rows_in for ledger in ledgers), initial=0)
+    kept = [first + row for first, ledger in zip(first_rows, ledgers, strict=False) for row in ledger.kept_rows]
+    return Ledger(split, **counts | {"rows_duplicate": rows_duplicate}, kept_rows=kept)
 
 
 def check_lengths(lengths: Sequence[int], places: Sequence[str], limit: int, *, setting: str, what: str, choices: str) -> None:

@@ -7,8 +7,8 @@ supervised training sees.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,10 +16,13 @@ from tunix_lab.data.chat import as_messages, render_chat
 from tunix_lab.data.examples import Example
 from tunix_lab.data.ledger import Ledger, Overlong, check_lengths
 from tunix_lab.data.padding import pad_left, pad_right
-from tunix_lab.data.rows import Row, blame, place_of, prompt_column, text_column
+from tunix_lab.data.rows import Row, blame, column, count_repeats, each, place_of, prompt_column, text_column
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.data.tokenizer_adapter import TokenizerAdapter
 from tunix_lab.errors import UserError
+
+Identical = Literal["error", "drop"]
+"""What to do with a pair that prefers nothing: stop with a message, or leave it out and count it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,30 +41,29 @@ def preference_examples(
     max_response_length: int,
     overlong: Overlong = "error",
     *,
+    identical: Identical = "error",
     split: str = "train",
 ) -> tuple[list[Example], Ledger]:
     """Preferences: rows `{"prompt", "chosen", "rejected"}`.
 
     Args:
-      rows: dataset rows; the prompt is text or messages, the responses are text.
+      rows: dataset rows; the prompt is text or messages, a response is text, or messages that end with it after the prompt's.
       tokenizer: with a chat template.
       max_prompt_length: P, in tokens.
       max_response_length: R, in tokens, the terminator included.
       overlong: what to do with rows whose prompt or response is longer. `truncate` cuts the end of responses and refuses to cut
         a prompt.
+      identical: what to do with a pair whose answers are the same tokens, also once cut: there is nothing to prefer.
       split: name in the ledger.
 
     Raises:
-      UserError: a row is malformed or too long; chosen and rejected are the same (also after cutting); the message names it.
+      UserError: a row is malformed, or too long or without a preference where that is an error; the message names it.
     """
     places = [place_of(rows, i) for i in range(len(rows))]
-    pairs = []
-    for row, place in zip(rows, places, strict=True):
-        with blame(place):
-            pairs.append(_tokenize(tokenizer, row))
+    pairs = each(rows, lambda row: _tokenize(tokenizer, row))
     if overlong != "drop":
         _check(pairs, places, max_prompt_length, max_response_length if overlong == "error" else None, split)
-    ledger = Ledger(split)
+    ledger = Ledger(split, rows_duplicate=count_repeats(rows))
     examples = []
     for pair, place in zip(pairs, places, strict=True):
         lengths = len(pair.prompt), len(pair.chosen), len(pair.rejected)
@@ -69,15 +71,21 @@ def preference_examples(
             ledger.drop(tokens=sum(lengths))
             continue
         chosen, rejected = pair.chosen[:max_response_length], pair.rejected[:max_response_length]
-        if np.array_equal(chosen, rejected):
+        is_same = np.array_equal(chosen, rejected)
+        if is_same and identical == "drop":
+            ledger.drop(tokens=sum(lengths))
+            continue
+        if is_same:
             cut = len(chosen) < lengths[1] or len(rejected) < lengths[2]
-            when, remedy = (f" once cut to {len(chosen)}", "raise the limit") if cut else ("", "remove the row")
+            when, remedy = (
+                (f" once cut to {len(chosen)}", "raise the limit") if cut else ("", "remove the row, or set data.identical: drop")
+            )
             raise UserError(f"{place}: chosen and rejected are the same tokens{when}, so there is nothing to prefer; {remedy}")
         ledger.keep(tokens=sum(lengths), trained=len(chosen) + len(rejected), context=len(pair.prompt))
         kept = Pair(pair.prompt, chosen, rejected)
         examples.append(_pad(kept, max_prompt_length, max_response_length, tokenizer.pad_id))
     if not examples:
-        raise UserError(f"{split}: no row is left: all {ledger.rows_in} are longer than the limits")
+        raise UserError(f"{split}: no row is left: all {ledger.rows_in} are longer than the limits, or prefer nothing")
     return examples, ledger
 
 
@@ -143,13 +151,25 @@ def _tokenize(tokenizer: Tokenizer, row: Row) -> Pair:
     """The ids of one preference row, without limits of length."""
     messages = as_messages(prompt_column(row))
     chosen, rejected = (
-        render_chat(tokenizer, [*messages, {"role": "assistant", "content": text_column(row, name)}])
+        render_chat(tokenizer, [*messages, {"role": "assistant", "content": _response(row, name, messages)}])
         for name in ("chosen", "rejected")
     )
     prompt = chosen.ids[: chosen.answer.start]
     if not np.array_equal(prompt, rejected.ids[: rejected.answer.start]):
         raise UserError("the template renders the prompt differently for the chosen and the rejected answer")
     return Pair(prompt, chosen.ids[chosen.answer], rejected.ids[rejected.answer])
+
+
+def _response(row: Row, name: str, prompt: Sequence[Mapping[str, str]]) -> str:
+    """The text of a response; given as a chat, it is the last turn, and the turns before it must be the prompt's."""
+    match column(row, name):
+        case [*before, {"role": "assistant", "content": str(text)}]:
+            if before and [dict(message) for message in before] != [dict(message) for message in prompt]:
+                raise UserError(f"column {name!r} is a chat whose turns before the answer are not those of column 'prompt'")
+            return text
+        case list():
+            raise UserError(f"column {name!r} is a chat that does not end with an answer of the assistant")
+    return text_column(row, name)
 
 
 def _check(pairs: Sequence[Pair], places: Sequence[str], max_prompt: int, max_response: int | None, split: str) -> None:

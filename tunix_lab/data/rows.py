@@ -1,17 +1,24 @@
-"""Reads dataset rows from JSON Lines, remembering where each came from so that every complaint names file and line."""
+"""Rows of a dataset that know where they came from, so that every complaint names file and line, and what they hold."""
 
 import contextlib
 import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, TypeVar, overload
 
 from tunix_lab.errors import UserError
 
 Row = Mapping[str, Any]
+Made = TypeVar("Made")
+
+CONTENT = ("text", "messages", "prompt", "completion", "chosen", "rejected")
+"""The columns that training reads; all others are for rewards and for people."""
+
+TOLD_AT_ONCE = 5
+"""Mistakes that one message names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +28,15 @@ class Rows(Sequence[Row]):
     Attributes:
       path: the file.
       rows: its objects, in order.
-      lines: the line (from 1) of each row.
+      numbers: the place of each row in the file, from 1.
+      unit: what is counted, lines of text or rows of a table.
       digest: sha256 (hex) of the file's bytes.
     """
 
     path: Path
     rows: list[Row]
-    lines: list[int]
+    numbers: list[int]
+    unit: Literal["line", "row"]
     digest: str
 
     @overload
@@ -36,16 +45,37 @@ class Rows(Sequence[Row]):
     def __getitem__(self, index: slice) -> "Rows": ...
     def __getitem__(self, index: int | slice) -> "Row | Rows":
         if isinstance(index, slice):
-            return dataclasses.replace(self, rows=self.rows[index], lines=self.lines[index])
+            return dataclasses.replace(self, rows=self.rows[index], numbers=self.numbers[index])
         return self.rows[index]
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def take(self, indices: Sequence[int]) -> "Rows":
+        """The rows at these indices, each with its own place."""
+        return dataclasses.replace(self, rows=[self.rows[i] for i in indices], numbers=[self.numbers[i] for i in indices])
+
+    def named(self, columns: Mapping[str, str]) -> "Rows":
+        """The rows under the names that are read: `columns` maps each to what the file calls it. Other columns stay.
+
+        Raises:
+          UserError: a row lacks such a column.
+        """
+        return dataclasses.replace(self, rows=each(self, lambda row: _renamed(row, columns))) if columns else self
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    named = {name: column(row, theirs) for name, theirs in columns.items()}
+    # Whoever says where prompt and completion are does not mean the file's own `messages`, which would otherwise come first.
+    hidden = {"messages"} if {"prompt", "completion"} & columns.keys() else set()
+    return {name: value for name, value in row.items() if name not in hidden} | named
+
 
 def place_of(rows: Sequence[Row], index: int) -> str:
-    """Where row `index` stands, for messages: `file:line`, or its number where the rows came from no file."""
-    return f"{rows.path}:{rows.lines[index]}" if isinstance(rows, Rows) else f"row {index}"
+    """Where row `index` stands, for messages: `file:line`, `file:row 3`, or its number where the rows came from no file."""
+    if not isinstance(rows, Rows):
+        return f"row {index}"
+    return f"{rows.path}:{'row ' if rows.unit == 'row' else ''}{rows.numbers[index]}"
 
 
 @contextlib.contextmanager
@@ -57,43 +87,42 @@ def blame(place: str) -> Iterator[None]:
         raise type(error)(f"{place}: {error}") from error
 
 
-def read_rows(path: str | Path) -> Rows:
-    """The rows of a JSON Lines file: UTF-8, one object a line; blank lines do not count.
+def each(rows: Sequence[Row], work: Callable[[Row], Made]) -> list[Made]:
+    """`work(row)` of every row; of the rows that it refuses the first few are told at once, since they seldom come alone.
 
     Raises:
-      UserError: the file is missing, not UTF-8, not JSON Lines, or has no rows; the message names the line and what to do.
+      UserError: `work` refused a row; the message has a line for each mistake, with the first place where it was made.
     """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make it (`dvc repro` builds what dvc.yaml declares) or mend the path") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    rows: list[Row] = []
-    lines: list[int] = []
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            rows.append(_parse(line, f"{path}:{number}"))
-            lines.append(number)
-    if not rows:
-        raise UserError(f"{path}: the file is empty; it must hold one JSON object a line")
-    return Rows(path, rows, lines, hashlib.sha256(content).hexdigest())
+    made: list[Made] = []
+    places: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        try:
+            made.append(work(row))
+        except UserError as error:
+            places.setdefault(str(error), []).append(index)
+            if len(places) == TOLD_AT_ONCE:
+                break
+    if places:
+        lines = [
+            f"{place_of(rows, first)}: {mistake}" + (f" (and so in {len(others)} more rows)" if others else "")
+            for mistake, (first, *others) in places.items()
+        ]
+        unread = len(rows) - 1 - index
+        raise UserError("\n".join([*lines, *([f"and perhaps more in the {unread} rows after these"] if unread else [])]))
+    return made
 
 
-def _parse(line: bytes, place: str) -> Row:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        hint = "; one whole JSON object must stand on each line" if line.lstrip()[:1] in (b"[", b"{") else ""
-        raise UserError(f"{place}:{error.colno}: not JSON: {error.msg}{hint}") from None
-    except RecursionError:
-        raise UserError(f"{place}: nested too deeply to be a dataset row") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: a row must be a JSON object such as {{...}}, got {type(row).__name__}")
-    return row
+def content_hash(row: Row, salt: str = "") -> int:
+    """64 bits that tell what training reads of a row; the same in every file, format and order."""
+    content = {name: row[name] for name in CONTENT if name in row}
+    text = json.dumps([salt, content], sort_keys=True, ensure_ascii=True, default=repr)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def count_repeats(rows: Iterable[Row]) -> int:
+    """How many rows hold the same content as an earlier one."""
+    hashes = [content_hash(row) for row in rows]
+    return len(hashes) - len(set(hashes))
 
 
 def column(row: Row, name: str) -> Any:

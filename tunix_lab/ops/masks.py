@@ -1,5 +1,6 @@
 """Attention masks and positions made from "this token is real" masks; token ids are never looked at."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -13,6 +14,20 @@ def causal_mask(valid: Bool[Array, "batch seq"]) -> Bool[Array, "batch seq seq"]
     """[b, t, s] is True where query t may see key s: s is real and s ≤ t."""
     length = valid.shape[-1]
     return jnp.tri(length, dtype=bool)[None] & valid[:, None, :]
+
+
+def segment_causal_mask(segment_ids: Int[Array, "batch seq"]) -> Bool[Array, "batch seq seq"]:
+    """[b, t, s] is True where query t may see key s of a packed row: one segment, which is not 0 (padding), and s ≤ t."""
+    length = segment_ids.shape[-1]
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return jnp.tri(length, dtype=bool)[None] & same & (segment_ids != 0)[:, None, :]
+
+
+def segment_positions(segment_ids: Int[Array, "batch seq"]) -> Int[Array, "batch seq"]:
+    """Counts the tokens of each segment from 0."""
+    place = jnp.arange(segment_ids.shape[-1], dtype=jnp.int32)[None]
+    is_first = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return place - jax.lax.cummax(jnp.where(is_first, place, 0), axis=1)
 
 
 def window_mask(queries: Int[Array, " query"], keys: Int[Array, " key"], window: int) -> Bool[Array, "query key"]:
