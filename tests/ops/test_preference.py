@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tunix_lab.ops.preference import dpo_loss, orpo_odds_loss
+from tunix_lab.ops.preference import dpo_loss, ipo_loss, orpo_odds_loss
 
 
 def sigmoid(x):
@@ -52,6 +52,19 @@ def test_dpo_is_finite_where_the_margin_is_huge():
     huge = jnp.array([1e4, -1e4])
     loss, gradient = jax.value_and_grad(lambda c: dpo_loss(c, -huge, 0 * huge, 0 * huge, beta=1.0).sum())(huge)
     assert float(loss) == pytest.approx(2e4) and bool(jnp.isfinite(gradient).all())
+
+
+def test_ipo_by_hand():
+    # Δ = (−2 − (−3)) − (−5 − (−4)) = 2; β = 0.2: 1/(2β) = 2.5; (2 − 2.5)² = 0.25, and dL/dchosen = 2·(2 − 2.5) = −1
+    pair = [jnp.array([x]) for x in (-2.0, -5.0, -3.0, -4.0)]
+    value, gradient = jax.value_and_grad(lambda chosen: ipo_loss(chosen, *pair[1:], beta=0.2)[0])(pair[0])
+    assert float(value) == pytest.approx(0.25) and float(gradient[0]) == pytest.approx(-1.0)
+
+
+def test_ipo_has_a_best_margin():
+    # at Δ = 1/(2β) = 5 the loss is 0, and a larger margin costs as much as a smaller one
+    zero = jnp.zeros(3)
+    np.testing.assert_allclose(ipo_loss(jnp.array([5.0, 7.0, 3.0]), zero, zero, zero, beta=0.1), [0.0, 4.0, 4.0])
 
 
 def odds_formula(chosen, rejected, smoothing=0.0):

@@ -11,9 +11,11 @@ from flax import nnx
 from tunix_lab.data.pipeline import eval_batches
 from tunix_lab.models.adapters import add_lora
 from tunix_lab.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig, answer_logps
+from tunix_lab.sft.dpo.reference import with_reference_logps
 from tunix_lab.sft.train_state import digest, flat_params
 
 METRICS = ("loss", "margin", "accuracy", "chosen_logp", "rejected_logp")
+REWARDS = ("chosen_reward", "rejected_reward")
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,8 @@ def by_rows(model, run_model, batch):
     return np.array(sums)
 
 
-def values(trainer, mode="train"):
-    return {name: trainer.metrics_logger.get_metric_history(name, mode) for name in METRICS}
+def values(trainer, mode="train", names=METRICS):
+    return {name: trainer.metrics_logger.get_metric_history(name, mode) for name in names}
 
 
 def test_answer_logps(policy, run_model, pairs):
@@ -117,6 +119,46 @@ def test_dpo_loss_and_metrics_by_hand(policy, make_dpo, run_model, pairs):
     trainer.train([pairs])
     expected = losses.mean(), margin.mean(), (margin > 0).mean(), chosen.mean(), rejected.mean()
     np.testing.assert_allclose([v[0] for v in values(trainer).values()], expected, rtol=1e-4, atol=1e-4)
+    rewards = 0.3 * (chosen - ref_chosen).mean(), 0.3 * (rejected - ref_rejected).mean()
+    np.testing.assert_allclose([v[0] for v in values(trainer, names=REWARDS).values()], rewards, rtol=1e-4, atol=1e-4)
+
+
+def test_ipo_against_the_formula(policy, make_dpo, run_model, pairs):
+    model, reference = policy(0), policy(1)
+    (chosen, rejected), (ref_chosen, ref_rejected) = (by_rows(m, run_model, pairs) for m in (model, reference))
+    margin = (chosen - ref_chosen) - (rejected - ref_rejected)
+    trainer = make_dpo(model, reference, algorithm="ipo", beta=0.25, max_steps=1)
+    trainer.train([pairs])
+    assert values(trainer)["loss"] == [pytest.approx(np.square(margin - 2.0).mean(), rel=1e-4)]
+    assert values(trainer)["margin"] == [pytest.approx(0.25 * margin.mean(), rel=1e-4, abs=1e-5)]
+
+
+def test_reference_computed_beforehand(policy, make_dpo, pairs, tmp_path):
+    """The same training without the reference in memory; the second time it comes from the cache, for these very inputs only."""
+    examples = [{k: v[i] for k, v in pairs.items()} for i in range(4)]
+    known = with_reference_logps(policy(1), examples, batch_size=3, cache=tmp_path)
+    batch = {name: np.stack([example[name] for example in known]) for name in known[0]}
+    alone, beside = make_dpo(policy(0), None, precompute_reference=True), make_dpo(policy(0), policy(1))
+    alone.train([batch] * 3, [batch])
+    beside.train([pairs] * 3, [pairs])
+    for mode in ("train", "eval"):
+        for name in METRICS:
+            np.testing.assert_allclose(values(alone, mode)[name], values(beside, mode)[name], rtol=1e-5, atol=1e-6)
+
+    (file,) = tmp_path.iterdir()
+    np.savez(file, ref_chosen=np.arange(4.0), ref_rejected=np.zeros(4))
+    again = with_reference_logps(policy(1), examples, batch_size=3, cache=tmp_path)
+    assert [float(example["ref_chosen"]) for example in again] == [0.0, 1.0, 2.0, 3.0]  # read, not computed
+    changed = [examples[0] | {"chosen_ids": examples[0]["chosen_ids"] + 1}, *examples[1:]]
+    for reference, rows in ((policy(2), examples), (policy(1), changed)):
+        other = with_reference_logps(reference, rows, batch_size=3, cache=tmp_path)
+        assert float(other[1]["ref_chosen"]) != 1.0
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_batch_without_the_reference_is_refused(policy, make_dpo, pairs):
+    with pytest.raises(ValueError, match="the batch lacks ref_chosen, ref_rejected; of the reference, .*with_reference_logps"):
+        make_dpo(policy(), None, precompute_reference=True).train([pairs])
 
 
 def test_dpo_gradient_sign(policy, make_dpo, pairs):
@@ -191,6 +233,9 @@ def test_orpo_fixture(policy, make_dpo, run_model, pairs):
     assert found["margin"] == [pytest.approx(margin.mean(), rel=1e-3, abs=1e-5)]
     assert found["accuracy"] == [(margin > 0).mean()]
     assert found["chosen_logp"] == [pytest.approx(sums[0].mean(), rel=1e-4)]
+    terms = values(trainer, names=("sft_loss", "or_loss", "log_odds_ratio"))
+    expected = -mean_chosen.mean(), np.log1p(np.exp(-ratio)).mean(), ratio.mean()
+    np.testing.assert_allclose([v[0] for v in terms.values()], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_all_masked_noop(policy, make_dpo, pairs, numpy_params):
@@ -226,7 +271,7 @@ def test_strings_are_tokenised(policy, make_dpo, word_tokenizer):
 def test_what_is_refused(policy, make_dpo):
     with pytest.raises(ValueError, match="DPO needs a reference: pass ref_model, or a policy with adapters"):
         make_dpo(policy(), None)
-    with pytest.raises(ValueError, match="algorithm must be 'dpo' or 'orpo', got 'ppo'"):
+    with pytest.raises(ValueError, match="algorithm must be 'dpo', 'ipo' or 'orpo', got 'ppo'"):
         DPOTrainingConfig(algorithm="ppo")
     with pytest.raises(ValueError, match="beta must be greater than 0"):
         DPOTrainingConfig(beta=0.0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tunix_lab.sft.config import MetricsLoggerOptions
-from tunix_lab.sft.metrics_logger import MetricsLogger, Mode
+from tunix_lab.sft.metrics_logger import MetricsLogger, MlflowBackend, Mode
 
 
 class Notes:
@@ -47,6 +47,50 @@ def test_backends_get_every_scalar_once():
     assert all(type(value) is float for _, value, _ in first.rows)
     assert first.closed and second.closed
     assert logger.get_metric_history("loss") == [1.5]
+
+
+def test_both_orders_of_arguments():
+    """As documented, and as in the original library with a prefix in front."""
+    notes = Notes()
+    logger = MetricsLogger(MetricsLoggerOptions(backend_factories=[lambda: notes]))
+    logger.log("loss", 1.0, 7)
+    logger.log("actor", "loss", 3.0, "train", 7)
+    logger.log("", "loss", 5.0, Mode.EVAL, 8)
+    logger.log("actor", "loss", 4.0, "train", 9)
+    logger.log(metric_name="kl", value=0.5, step=1, mode="eval")
+    assert notes.rows[:3] == [("train/loss", 1.0, 7), ("actor/train/loss", 3.0, 7), ("eval/loss", 5.0, 8)]
+    assert logger.get_metric("loss", "train") == logger.get_metric("", "loss", "train") == 1.0
+    assert logger.get_metric_history("actor", "loss", "train") == [3.0, 4.0]
+    assert logger.get_metric("loss", mode="eval") == 5.0 and logger.get_metric_history("kl", Mode.EVAL) == [0.5]
+    assert logger.metric_exists("actor", "loss", "train") and not logger.metric_exists("actor", "loss", "eval")
+
+
+def test_history_is_bounded():
+    logger = MetricsLogger()
+    for step in range(100_002):
+        logger.log("loss", float(step), step)
+    assert len(logger.get_metric_history("loss")) == 100_000 and logger.get_metric_history("loss")[0] == 2.0
+    assert logger.get_metric("loss") == 100_001 / 2  # the mean is of all
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # mlflow's own
+def test_mlflow(tmp_path):
+    """Two loggers at once are two runs of one experiment, complete and finished."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    backends = [MlflowBackend(uri, "library", name, flush_every=2) for name in ("a", "b")]
+    loggers = [MetricsLogger(MetricsLoggerOptions(backend_factories=[lambda b=b: b])) for b in backends]
+    for step in range(1, 4):
+        for i, logger in enumerate(loggers):
+            logger.log("loss", 10.0 * i + step, step)
+    for logger in loggers:
+        logger.close()
+    client = MlflowClient(uri)
+    for i, backend in enumerate(backends):
+        history = client.get_metric_history(backend.run_id, "train/loss")
+        assert [(m.step, m.value) for m in history] == [(step, 10.0 * i + step) for step in (1, 2, 3)]
+        assert client.get_run(backend.run_id).info.status == "FINISHED"
 
 
 def test_two_loggers_never_mix():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from tunix_lab.models.capture import AttentionMap
 from tunix_lab.models.config import ModelConfig
 from tunix_lab.models.layers import Einsum, RMSNorm
 from tunix_lab.models.rope import apply_rope, rope_frequencies
@@ -45,7 +46,8 @@ class Attention(nnx.Module):
         positions: Int[Array, "batch seq"],
         cache: LayerCache | None,
         attention_mask: Bool[Array, "batch seq key"],
-    ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None]:
+        keeps_map: bool = False,
+    ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None, AttentionMap | None]:
         query, (key, value) = self.q_einsum(x), self.kv_einsum(x)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
@@ -65,10 +67,9 @@ class Attention(nnx.Module):
         mask = attention_mask
         if self.is_local:
             mask = mask & window_mask(start + jnp.arange(x.shape[1]), jnp.arange(n_keys), self.window)
-        out = attend(
-            query, key.astype(query.dtype), value.astype(query.dtype), mask, scale=self.query_scale, softcap=self.softcap
-        )
-        return self.attn_vec_einsum(out), cache
+        key, value, how = key.astype(query.dtype), value.astype(query.dtype), {"scale": self.query_scale, "softcap": self.softcap}
+        kept = AttentionMap(attention_weights(query, key, mask, **how), mask) if keeps_map else None
+        return self.attn_vec_einsum(attend(query, key, value, mask, **how)), cache, kept
 
 
 def attend(
@@ -85,9 +86,28 @@ def attend(
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale)
     # The library's attention has no place for a cap.
     batch, seq, heads, dim = query.shape
+    weights = _grouped_weights(query, key, mask, scale, softcap).astype(query.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(batch, seq, heads, dim)
+
+
+def attention_weights(
+    query: Float[Array, "batch seq heads dim"],
+    key: Float[Array, "batch key kv_heads dim"],
+    mask: Bool[Array, "batch seq key"],
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "batch heads seq key"]:
+    """softmax(softcap(scale · q·k)) over the keys that the mask allows, float32; a query that may see none weighs all alike."""
+    weights = _grouped_weights(query, key, mask, scale, softcap)
+    return weights.reshape(weights.shape[0], -1, *weights.shape[3:])
+
+
+def _grouped_weights(query: Array, key: Array, mask: Array, scale: float, softcap: float | None) -> Array:
+    """[batch, kv_heads, query heads of each, seq, key]."""
+    batch, seq, _, dim = query.shape
     grouped = query.reshape(batch, seq, key.shape[2], -1, dim)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, key, preferred_element_type=jnp.float32)
     scores = soft_cap(scores * scale, softcap)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, value).reshape(batch, seq, heads, dim)
+    return jax.nn.softmax(scores, axis=-1)

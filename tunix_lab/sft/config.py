@@ -33,6 +33,12 @@ class MetricsLoggerOptions:
     def __post_init__(self) -> None:
         check_bounds(self)
 
+    def create_backends(self) -> list[Any]:
+        """Fresh backends, see `sft.metrics_backends.create_backends`."""
+        from tunix_lab.sft.metrics_backends import create_backends
+
+        return create_backends(self)
+
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class ProfilerOptions:
@@ -66,6 +72,11 @@ class TrainingConfig:
       profiler_options: a profiler window; None profiles nothing.
       data_sharding_axis: mesh axes over which the rows of a batch are split.
       max_inflight_computations: updates that may be dispatched before the host waits for the oldest.
+      master_dtype: trained parameters of lower precision are kept in this dtype (numpy name) and rounded to their own for every
+        forward pass, so that updates smaller than their resolution add up; None trains them as they are.
+      scan_layers: run a decoder's layers as a scan, which compiles one instead of all; their arrays are stacked, copied once.
+      remat: what the backward pass of a decoder computes again instead of keeping it: "none"; "dots", all but matrix products;
+        "block", everything within a layer.
       metrics_prefix: put before every metric name.
       pbar_description: label of the progress bar; None shows no bar.
     """
@@ -79,6 +90,9 @@ class TrainingConfig:
     profiler_options: ProfilerOptions | None = None
     data_sharding_axis: tuple[str, ...] = ("fsdp",)
     max_inflight_computations: Annotated[int, Gt(0)] = 2
+    master_dtype: str | None = "float32"
+    scan_layers: bool = False
+    remat: Literal["none", "dots", "block"] = "none"
     metrics_prefix: str = ""
     pbar_description: str | None = "Training"
 
@@ -96,12 +110,10 @@ class PreferenceKnobs:
     """What every preference loss shares.
 
     Attributes:
-      label_smoothing: probability that a preference label is flipped (conservative DPO).
       max_prompt_length: tokens of the prompt, left-padded to this length.
       max_response_length: tokens of each response, right-padded to this length.
     """
 
-    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     max_prompt_length: Annotated[int, Gt(0)] = 512
     max_response_length: Annotated[int, Gt(0)] = 512
 
@@ -112,9 +124,27 @@ class DpoKnobs(PreferenceKnobs):
 
     Attributes:
       beta: strength of the pull towards the reference model, per nat.
+      label_smoothing: probability that a preference label is flipped (conservative DPO).
+      precompute_reference: take the reference's log-probabilities from the batches (`sft.dpo.reference` puts them there once
+        per dataset), so that the reference need not stay in memory.
     """
 
     beta: Annotated[float, Gt(0)] = 0.1
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
+    precompute_reference: bool = False
+
+
+@dataclasses.dataclass(kw_only=True)
+class IpoKnobs(PreferenceKnobs):
+    """Identity preference optimization, https://arxiv.org/abs/2310.12036: DPO with a target for the margin; labels stay hard.
+
+    Attributes:
+      beta: strength of the pull towards the reference model; the margin is drawn to 1/(2·beta) nats.
+      precompute_reference: as for DPO.
+    """
+
+    beta: Annotated[float, Gt(0)] = 0.1
+    precompute_reference: bool = False
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -123,22 +153,24 @@ class OrpoKnobs(PreferenceKnobs):
 
     Attributes:
       lambda_orpo: weight of the odds-ratio term beside the likelihood of the chosen answer.
+      label_smoothing: probability that a preference label is flipped.
     """
 
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     lambda_orpo: Annotated[float, Gt(0)] = 0.1
 
 
 @dataclasses.dataclass(kw_only=True)
 class DPOTrainingConfig(TrainingConfig, DpoKnobs, OrpoKnobs):
-    """`TrainingConfig` plus what DPO and ORPO choose.
+    """`TrainingConfig` plus what DPO, IPO and ORPO choose.
 
     Attributes:
-      algorithm: "dpo" (needs a reference model) or "orpo" (needs none).
+      algorithm: "dpo" and "ipo" (which need a reference model), or "orpo" (which needs none).
     """
 
-    algorithm: Literal["dpo", "orpo"] = "dpo"
+    algorithm: Literal["dpo", "ipo", "orpo"] = "dpo"
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ("dpo", "orpo"):
-            raise ValueError(f"DPOTrainingConfig.algorithm must be 'dpo' or 'orpo', got {self.algorithm!r}")
+        if self.algorithm not in ("dpo", "ipo", "orpo"):
+            raise ValueError(f"DPOTrainingConfig.algorithm must be 'dpo', 'ipo' or 'orpo', got {self.algorithm!r}")
         check_bounds(self)

@@ -11,7 +11,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from tunix_lab.models.decoder import Decoder, for_training
 from tunix_lab.models.sharding import place_batch
+from tunix_lab.models.stack import unstacked
 from tunix_lab.ops.weighted import WeightedMean
 from tunix_lab.perf.trace import NoopTracer, Tracer
 from tunix_lab.sft.adapter_check import AdapterCheck
@@ -30,6 +32,7 @@ from tunix_lab.sft.train_state import (
     TrainState,
     init_opt_state,
     is_lora_model,
+    masters,
     mesh_of,
     plain,
     split_model,
@@ -89,8 +92,9 @@ class PeftTrainer:
         self.data_hooks: DataHooks | None = None
         self.is_lora = is_lora_model(model)
         self._model = model
-        self._parts, params, variables, self._frozen = split_model(model)
-        params = self._own(params)
+        self._home = split_model(model)[0]
+        self._parts, params, variables, self._frozen = split_model(self._as_run(model))
+        params = masters(self._own(params), training_config.master_dtype)
         self._state = TrainState(params, variables, init_opt_state(optimizer, params))
         self._mesh = mesh_of(params)
         self._throttler = InflightThrottler(training_config.max_inflight_computations)
@@ -174,7 +178,10 @@ class PeftTrainer:
     @property
     def model(self) -> nnx.Module:
         """The model with its present parameters."""
-        nnx.update(self._model, self._parts.to_state(self._state.params), self._state.variables)
+        params = self._state.params
+        if self.config.scan_layers:
+            params = unstacked(params, len(self._model.config.attention_pattern))
+        nnx.update(self._model, self._home.to_state(params), self._state.variables)
         return self._model
 
     @property
@@ -330,6 +337,15 @@ class PeftTrainer:
         out = self._loss_fn(model, **self._gen_model_input_fn(batch))
         loss, aux = out if self._has_aux else (out, {})
         return as_weighted(loss), {name: as_weighted(value) for name, value in (aux or {}).items()}
+
+    def _as_run(self, model: nnx.Module) -> nnx.Module:
+        """The model as training runs it; what its user holds stays as it is."""
+        scan_layers, remat = self.config.scan_layers, self.config.remat
+        if not scan_layers and remat == "none":
+            return model
+        if not isinstance(model, Decoder):
+            raise ValueError("scan_layers and remat are for this library's decoders; a model of your own chooses in its own code")
+        return for_training(model, scan_layers=scan_layers, remat=remat)
 
     def _own(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Hook for subclasses that hold a second model: parameters whose buffers nobody else uses."""

@@ -48,8 +48,12 @@ class ModelParts:
         return nnx.merge(self.graph, self.to_state(params), snapshot(variables), snapshot(frozen))
 
     def to_state(self, params: Params) -> nnx.State:
-        """`params` in the model's own structure."""
-        flat = [(path, variable.replace(params[dotted(path)])) for path, variable in nnx.to_flat_state(self.template)]
+        """`params` in the model's own structure and dtypes."""
+
+        def own(variable: nnx.Variable, value: jax.Array) -> nnx.Variable:
+            return variable.replace(value.astype(variable.get_value().dtype))
+
+        flat = [(path, own(variable, params[dotted(path)])) for path, variable in nnx.to_flat_state(self.template)]
         return nnx.from_flat_state(flat)
 
 
@@ -111,6 +115,15 @@ def _key_bits(array: jax.Array) -> jax.Array:
 def snapshot(state: nnx.State) -> nnx.State:
     """The same arrays in variables of their own: `nnx.split` hands out the model's, which a later `nnx.update` would change."""
     return jax.tree.map(lambda array: array, state)
+
+
+def masters(params: Params, dtype: str | None) -> Params:
+    """Floating-point parameters of lower precision than `dtype` in that dtype; the others as they are."""
+
+    def is_lower(array: jax.Array) -> bool:
+        return jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < jnp.dtype(dtype).itemsize
+
+    return params if dtype is None else {name: a.astype(dtype) if is_lower(a) else a for name, a in params.items()}
 
 
 def mesh_of(params: Params) -> Mesh | None:
