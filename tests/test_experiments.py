@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tunix_lab.spec import LoadedSpec, load, upstream
+from tunix_lab.spec import LoadedSpec, load, upstream, upstreams
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -43,7 +43,9 @@ def loaded(page: Path) -> LoadedSpec:
 
 
 def test_there_are_pages():
-    assert {"pretrain_gemma", "sft_gemma", "dpo_gemma"} <= {page.stem for page in PAGES}
+    assert {"pretrain_gemma", "sft_gemma", "dpo_gemma", "sft_pico_gemma", "distill_gemma", "distill_features_gemma"} <= {
+        page.stem for page in PAGES
+    }
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -74,8 +76,7 @@ def test_the_stage_depends_on_what_the_page_reads(page, stages):
     tokenizer = [] if spec.tokenizer.path is None else [spec.tokenizer.path]  # else that of what the experiment starts from
     for path in (spec.data.train, spec.data.validation, *tokenizer):
         assert covers(deps, path), path
-    name = upstream(spec)
-    if name is not None:
+    for name in upstreams(spec):
         assert f"outputs/{name}/final" in deps and name in stages
     made = {path for stage in stages.values() for path in paths(stage.get("outs", []))}
     assert [path for path in paths(deps) if not covers(sorted(made), path)] == []
@@ -118,3 +119,22 @@ def test_params_of_the_pipeline_are_used(stages):
         body = stage.get("do", stage)
         used = {name.partition(".")[0] for name in flat if f"${{{name}}}" in body["cmd"]}
         assert used <= paths(body["params"])
+
+
+# ---- pages for models of the hub ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "experiments").glob("*/*.yaml")), ids=lambda page: f"{page.parent.name}-{page.stem}"
+)
+def test_pages_of_hub_models(page):
+    """They begin with their command and check; weights and data are pinned to a commit. Pages under base/ are no experiments."""
+    if page.parent.name == "base":
+        return
+    lines = page.read_text("utf-8").splitlines()
+    assert lines[0] == f"# tunix-lab run {page.relative_to(ROOT)}" and lines[1].startswith(f"{lines[0]} --set ")
+    overrides = shlex.split(lines[1])[5::2]
+    for changed in ([], overrides):
+        spec = load(page, changed, ROOT).spec
+        assert spec.name == f"{page.parent.name}_{page.stem}" and len(spec.model.init.revision) == 40
+        assert all(len(source.revision) == 40 for source in spec.data.train)

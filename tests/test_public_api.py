@@ -26,7 +26,9 @@ from tunix_lab.sft.train_state import flat_params
 from tunix_lab.tasks.arithmetic import preference_rows
 from tunix_lab.tasks.word_problems import split_problems
 
-FACES = ["tunix_lab", "tunix_lab.sft"]
+FACES = ["tunix_lab", "tunix_lab.sft", "tunix_lab.distillation"]
+# public name -> the class that it is another name of
+ALIASES = {"DistillationTrainingConfig": "TrainingConfig"}
 # name -> module at which the documentation shows it, `tunix` -> `tunix_lab`
 DOCUMENTED = {
     "PeftTrainer": "tunix_lab.sft.peft_trainer",
@@ -40,6 +42,8 @@ DOCUMENTED = {
     "TrainingHooks": "tunix_lab.sft.hooks",
     "DataHooks": "tunix_lab.sft.hooks",
     "CheckpointManager": "tunix_lab.sft.checkpoint_manager",
+    "DistillationTrainer": "tunix_lab.distillation.distillation_trainer",
+    "DistillationTrainingConfig": "tunix_lab.distillation.distillation_trainer",
 }
 NEW = inspect.Parameter.empty
 
@@ -53,7 +57,7 @@ def test_every_name_resolves(face):
     names = dir(module)
     assert names == sorted(set(names)) and names
     for name in names:
-        assert vars(importlib.import_module(face)).get(name, getattr(module, name)).__name__ == name
+        assert vars(importlib.import_module(face)).get(name, getattr(module, name)).__name__ == ALIASES.get(name, name)
 
 
 @pytest.mark.parametrize("face", FACES)
@@ -90,6 +94,12 @@ def test_imports_of_the_documentation():
     assert issubclass(DPOTrainer, PeftTrainer) and issubclass(DPOTrainingConfig, TrainingConfig)
     assert parameters(InflightThrottler) == {"max_inflight": NEW}
     assert callable(trace.NoopTracer)
+
+    from tunix_lab.distillation import DistillationTrainer, strategies
+    from tunix_lab.distillation import TrainingConfig as Reexported
+
+    assert (DistillationTrainer, Reexported) == (tunix.DistillationTrainer, TrainingConfig)
+    assert issubclass(DistillationTrainer, PeftTrainer) and issubclass(strategies.LogitStrategy, strategies.Strategy)
     assert parameters(params_lib.create_model_from_safe_tensors) == {
         "file_dir": NEW,
         "config": NEW,
@@ -106,8 +116,9 @@ def test_imports_of_the_documentation():
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """Argument -> default, in order, `self` left out; NEW is none."""
-    return {name: p.default for name, p in inspect.signature(function).parameters.items() if name != "self"}
+    """Argument -> default, in order, `self` and `*more` left out; NEW is none."""
+    named = inspect.signature(function).parameters
+    return {name: p.default for name, p in named.items() if name != "self" and p.kind is not inspect.Parameter.VAR_POSITIONAL}
 
 
 def defaults(config: type) -> dict[str, Any]:
@@ -134,6 +145,9 @@ TRAINING = {
     "metrics_prefix": "",
     "pbar_description": "Training",
 }
+# What this library adds; the documented fields keep their names, order and defaults.
+TRAINING_MORE = {"master_dtype": "float32", "scan_layers": False, "remat": "none"}
+DPO_MORE = {"precompute_reference": False}
 DPO = {
     "algorithm": "dpo",
     "beta": 0.1,
@@ -145,16 +159,18 @@ DPO = {
 
 
 def test_training_config():
-    assert list(defaults(tunix.TrainingConfig).items()) == list(TRAINING.items())
+    found = defaults(tunix.TrainingConfig)
+    assert [item for item in found.items() if item[0] not in TRAINING_MORE] == list(TRAINING.items())
+    assert found == TRAINING | TRAINING_MORE
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in inspect.signature(tunix.TrainingConfig).parameters.values())
     config = tunix.TrainingConfig(max_steps=3)
     assert (config.get_with_default("max_steps", 9), config.get_with_default("profiler_options", 9)) == (3, 9)
 
 
 def test_dpo_training_config():
-    assert defaults(tunix.DPOTrainingConfig) == TRAINING | DPO
-    with pytest.raises(ValueError, match="algorithm must be 'dpo' or 'orpo', got 'ipo'"):
-        tunix.DPOTrainingConfig(algorithm="ipo")
+    assert defaults(tunix.DPOTrainingConfig) == TRAINING | TRAINING_MORE | DPO | DPO_MORE
+    with pytest.raises(ValueError, match="algorithm must be 'dpo', 'ipo' or 'orpo', got 'kto'"):
+        tunix.DPOTrainingConfig(algorithm="kto")
 
 
 def test_metrics_logger_options():
@@ -177,7 +193,11 @@ def test_trainers():
     assert list(parameters(tunix.PeftTrainer).items())[:5] == list(trainer.items())
     documented = ["model", "ref_model", "optimizer", "training_config", "tokenizer"]
     assert list(parameters(tunix.DPOTrainer))[:5] == documented
-    for face in (tunix.PeftTrainer, tunix.DPOTrainer):
+    documented = ["student_model", "teacher_model", "optimizer", "training_config"]
+    assert list(parameters(tunix.DistillationTrainer))[:4] == documented
+    assert {"get_train_loss", "get_eval_loss"} <= set(dir(tunix.DistillationTrainer))
+    assert tunix.DistillationTrainingConfig is tunix.TrainingConfig
+    for face in (tunix.PeftTrainer, tunix.DPOTrainer, tunix.DistillationTrainer):
         assert parameters(face.train) == {"train_ds": NEW, "eval_ds": None, "skip_jit": False, "cache_nnx_graph": False}
         assert parameters(face.with_loss_fn) == {"loss_fn": NEW, "has_aux": False}
         assert parameters(face.with_gen_model_input_fn) == {"gen_model_input_fn": NEW}
@@ -224,6 +244,7 @@ def test_metrics_logger_makes_its_own_backends():
 
     kept = Kept()
     options = tunix.MetricsLoggerOptions(log_dir="unused", backend_factories=[lambda: kept])
+    assert options.create_backends() == [kept]
     metrics = tunix.MetricsLogger(options)
     metrics.log("accuracy", 0.5, 3, "eval")
     metrics.close()

@@ -10,6 +10,8 @@ from tunix_lab._lazy import lazy_names
 if TYPE_CHECKING:
     from tunix_lab.data.tokenizer_adapter import Tokenizer as Tokenizer
     from tunix_lab.data.tokenizer_adapter import TokenizerAdapter as TokenizerAdapter
+    from tunix_lab.distillation.config import DistillationTrainingConfig as DistillationTrainingConfig
+    from tunix_lab.distillation.distillation_trainer import DistillationTrainer as DistillationTrainer
     from tunix_lab.generate.config import CacheConfig as CacheConfig
     from tunix_lab.generate.sampler import Sampler as Sampler
     from tunix_lab.generate.sampler import SamplerOutput as SamplerOutput
@@ -37,6 +39,8 @@ __getattr__, __dir__ = lazy_names(
         "DPOTrainer": "tunix_lab.sft.dpo.dpo_trainer",
         "DPOTrainingConfig": "tunix_lab.sft.config",
         "DataHooks": "tunix_lab.sft.hooks",
+        "DistillationTrainer": "tunix_lab.distillation.distillation_trainer",
+        "DistillationTrainingConfig": "tunix_lab.distillation.config",
         "MetricsLogger": "tunix_lab.sft.metrics_logger",
         "MetricsLoggerOptions": "tunix_lab.sft.config",
         "PeftTrainer": "tunix_lab.sft.peft_trainer",

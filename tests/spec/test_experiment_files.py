@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tunix_lab.spec import load, upstream
+from tunix_lab.spec import load, upstreams
 from tunix_lab.spec.json_schema import json_schema
 from tunix_lab.spec.yaml_source import read_file
 
@@ -39,8 +39,8 @@ def test_opens_with_its_command_and_one_that_overrides_it(page):
 
 @every_page
 def test_upstream_is_an_experiment_of_this_folder(page):
-    name = upstream(load(page, home=ROOT).spec)
-    assert name is None or (page.parent / f"{name}.yaml").is_file()
+    for name in upstreams(load(page, home=ROOT).spec):
+        assert (page.parent / f"{name}.yaml").is_file()
 
 
 @pytest.mark.parametrize("file", [*PAGES, *BASES], ids=lambda file: file.stem)

@@ -38,6 +38,11 @@ def changed(folder, *overrides, base=()):
         ("tokenizer.path=other", {"spec", "group", "resume"}),
         ("adapter={kind: lora}", {"spec", "group", "resume"}),
         ("data.train=other", {"spec", "group", "resume"}),
+        ("data.train=[train.jsonl, {path: more.jsonl}]", {"spec", "group", "resume"}),
+        ("data.validation={fraction: 0.1}", {"spec", "group", "resume"}),
+        ("data.columns={prompt: question}", {"spec", "group", "resume"}),
+        ("data.packing=true", {"spec", "group", "resume"}),
+        ("data.buckets=[32, 64]", {"spec", "group", "resume"}),
         ("data.max_length=65", {"spec", "group", "resume"}),
         ("optimizer.learning_rate=2e-3", {"spec", "group", "resume"}),
         ("optimizer.schedule.end_factor=0.5", {"spec", "group", "resume"}),
@@ -83,6 +88,8 @@ def test_hashes_are_sha256_and_do_not_depend_on_how_the_spec_was_written(folder)
         ('description="Zeile 1 ü\\nline 2: x\\n\\n  indented\\n"',),
         ('description="\\tx  \\n y"',),
         (f"model.init={{kind: hub, repo: org/name, revision: {COMMIT}}}", "tokenizer.path=null"),
+        ("data.train=[{path: a, weight: 2}, {path: b, weight: 1, columns: {prompt: q}}]", "data.validation={rows: 9}"),
+        (f"data.train={{repo: org/name, revision: {COMMIT}, file: a.parquet}}", "data.validation=[a, b]", "data.buckets=[9, 64]"),
     ],
 )
 def test_resolved_yaml_loads_to_the_same_spec(folder, overrides):
@@ -98,6 +105,9 @@ def test_flatten(folder):
     assert leaves["training.max_steps"] == 10
     assert leaves["optimizer.schedule.kind"] == "cosine"
     assert leaves["tracking.tags.who"] == "me"
+    several = flatten(folder.load("data.train=[a, {path: b, columns: {prompt: q}}]", name="good.yaml").spec)
+    assert several["data.train.0"] == "a" and several["data.train.1.columns.prompt"] == "q" and "data.train" not in several
+    assert [name for name in several if name.startswith("data.train.1.")][0] == "data.train.1.kind"  # also in lists
     assert leaves["samples"] is None and leaves["training.micro_batch_size"] is None
     assert all(isinstance(value, str | int | float | bool | None) for value in leaves.values())
     assert folder.load(name="good.yaml").origins.keys() == flatten(folder.load(name="good.yaml").spec).keys()

@@ -65,9 +65,12 @@ HEAD = "extends: good.yaml\n"
         # inside the variants of a union, whose names are no part of the field
         (
             "algorithm: {kind: dpoo}",
-            "2:19: algorithm.kind: must be one of 'sft', 'dpo', 'orpo', got 'dpoo' (did you mean 'dpo'?)",
+            "2:19: algorithm.kind: must be one of 'sft', 'dpo', 'ipo', 'orpo', 'distill', got 'dpoo' (did you mean 'dpo'?)",
         ),
-        ("algorithm: {kind: [dpo]}", "2:19: algorithm.kind: must be one of 'sft', 'dpo', 'orpo', got \"['dpo']\""),
+        (
+            "algorithm: {kind: [dpo]}",
+            "2:19: algorithm.kind: must be one of 'sft', 'dpo', 'ipo', 'orpo', 'distill', got \"['dpo']\"",
+        ),
         ("algorithm: {kind: dpo, beta: 0}", "2:30: algorithm.beta: must be greater than 0, got 0"),
         ("algorithm: {kind: dpo, beta: big}", "2:30: algorithm.beta: must be a number, got 'big'"),
         ("algorithm: {kind: dpo, label_smoothing: 0.5}", "2:41: algorithm.label_smoothing: must be less than 0.5, got 0.5"),

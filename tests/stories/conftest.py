@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from story_project import Project
 
-from tunix_lab.data.rows import read_rows
+from tunix_lab.data.files import read_rows
 from tunix_lab.data.tokenizer_training import train_tokenizer
 from tunix_lab.tasks.arithmetic import write
 

@@ -11,7 +11,7 @@ from story_project import REPOSITORY, Project
 
 pytestmark = pytest.mark.slow
 
-TRAINING = ("pretrain_gemma", "sft_gemma", "dpo_gemma")
+TRAINING = ("pretrain_gemma", "sft_gemma", "sft_pico_gemma", "distill_gemma", "distill_features_gemma", "dpo_gemma")
 
 
 def _shell(project: Project, *command: str) -> str:

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -12,9 +14,11 @@ from jax.sharding import Mesh
 
 from tunix_lab.data.pipeline import EvalBatches, TrainBatches, eval_batches, train_batches
 from tunix_lab.data.tokenizer import Tokenizer
+from tunix_lab.distillation import strategies
+from tunix_lab.distillation.distillation_trainer import DistillationTrainer
 from tunix_lab.errors import EnvironmentProblem, UserError
-from tunix_lab.lab.datasets import Dataset, load_dataset
-from tunix_lab.models.adapters import add_lora, merged_params
+from tunix_lab.lab.datasets import Dataset, buckets_of, load_dataset
+from tunix_lab.models.adapters import adapter_off, add_lora, has_adapters, merged_params
 from tunix_lab.models.catalog import load_model
 from tunix_lab.models.decoder import Decoder, init_decoder
 from tunix_lab.models.sharding import make_mesh, state_shardings
@@ -22,11 +26,24 @@ from tunix_lab.perf.trace import HostTracer
 from tunix_lab.sft.checkpoint_manager import CheckpointManager
 from tunix_lab.sft.config import DPOTrainingConfig, TrainingConfig
 from tunix_lab.sft.dpo.dpo_trainer import DPOTrainer
+from tunix_lab.sft.dpo.reference import with_reference_logps
 from tunix_lab.sft.metrics_logger import MetricsLogger
 from tunix_lab.sft.peft_trainer import PeftTrainer
 from tunix_lab.sft.train_state import Params, flat_params
 from tunix_lab.spec import ExperimentSpec, check_devices
-from tunix_lab.spec.algorithm import Dpo, Orpo, Sft
+from tunix_lab.spec.algorithm import (
+    AttentionProjection,
+    AttentionTransfer,
+    Distill,
+    DistillStrategy,
+    Dpo,
+    FeaturePooling,
+    FeatureProjection,
+    Ipo,
+    Logits,
+    Orpo,
+    Sft,
+)
 from tunix_lab.spec.model import LoraAdapter, NoAdapter, QloraAdapter
 from tunix_lab.spec.training import ConstantSchedule, CosineSchedule, LinearSchedule, OptimizerSpec
 
@@ -96,14 +113,61 @@ def build_model(spec: ExperimentSpec, base: Decoder, mesh: Mesh) -> Decoder:
             return add_lora(base, rank=rank, alpha=alpha, targets=targets, seed=spec.seed, mesh=mesh)
 
 
-def build_data(spec: ExperimentSpec, home: Path, tokenizer: Tokenizer) -> Data:
-    """Reads, renders and tokenises both splits.
+def build_teacher(spec: ExperimentSpec, folder: Path | None, mesh: Mesh, tokenizer: Tokenizer) -> Decoder | None:
+    """The frozen teacher, of whatever family and size its folder holds; None where `folder` is None.
+
+    Raises:
+      UserError: its folder cannot be used, or its tokenizer is not that of the data.
+    """
+    if folder is None:
+        return None
+    own = Tokenizer.load(folder)
+    if [own.token_text(i) for i in range(own.vocab_size)] != [tokenizer.token_text(i) for i in range(tokenizer.vocab_size)]:
+        raise UserError(
+            f"algorithm.teacher: the tokens of {folder} are not those of {tokenizer.folder}, so its next-token distributions are "
+            "about other tokens than the student's: take a teacher of the same tokenizer, or set tokenizer.path to the teacher's"
+        )
+    return load_model(folder, mesh, dtype=spec.model.dtype)
+
+
+def build_data(spec: ExperimentSpec, home: Path, tokenizer: Tokenizer, cache: Path | None = None) -> Data:
+    """Reads, renders and tokenises both splits; `cache` is a folder that keeps what was tokenised, if given.
 
     Raises:
       UserError: a file or a row cannot be used.
     """
-    train = load_dataset(spec, home, "train", tokenizer)
-    validation = load_dataset(spec, home, "validation", tokenizer)
+    train = load_dataset(spec, home, "train", tokenizer, cache=cache)
+    return make_batches(spec, train, load_dataset(spec, home, "validation", tokenizer, cache=cache))
+
+
+def with_reference(spec: ExperimentSpec, data: Data, model: Decoder, base: Decoder, cache: Path) -> Data:
+    """The data with the reference's log-probabilities in it, where the spec wants them computed beforehand.
+
+    Args:
+      spec: the experiment.
+      data: of preferences.
+      model: what will be trained.
+      base: the model before training.
+      cache: folder that keeps the results.
+    """
+    match spec.algorithm:
+        case Dpo(precompute_reference=True) | Ipo(precompute_reference=True):
+            reference = adapter_off(model) if has_adapters(model) else base
+        case _:
+            return data
+
+    def extended(dataset: Dataset) -> Dataset:
+        size = spec.training.eval_batch_size
+        examples = [with_reference_logps(reference, part.examples, size, cache) for part in dataset.parts]
+        parts = [dataclasses.replace(part, examples=rows) for part, rows in zip(dataset.parts, examples, strict=True)]
+        return dataclasses.replace(dataset, parts=parts)
+
+    return make_batches(spec, extended(data.train), extended(data.validation))
+
+
+def make_batches(spec: ExperimentSpec, train: Dataset, validation: Dataset) -> Data:
+    """Both splits with the batches of this process."""
+    buckets = buckets_of(spec.data)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     return Data(
         train,
@@ -113,9 +177,11 @@ def build_data(spec: ExperimentSpec, home: Path, tokenizer: Tokenizer) -> Data:
             batch_size=spec.training.batch_size,
             micro_batch_size=spec.training.rows_per_forward,
             seed=spec.seed,
+            mixture=train.mixture(),
+            buckets=buckets,
             **process,
         ),
-        eval_batches(validation.examples, spec.training.eval_batch_size, **process),
+        eval_batches(validation.examples, spec.training.eval_batch_size, buckets=buckets, **process),
     )
 
 
@@ -146,6 +212,7 @@ def build_trainer(
     spec: ExperimentSpec,
     model: Decoder,
     base: Decoder,
+    teacher: Decoder | None,
     tokenizer: Tokenizer,
     *,
     checkpoints: Path,
@@ -159,6 +226,7 @@ def build_trainer(
       spec: the experiment.
       model: what is trained.
       base: the model before training; the frozen reference of DPO.
+      teacher: of distillation; None for every other algorithm.
       tokenizer: of the data.
       checkpoints: folder of this run's checkpoints.
       identity: hash of spec and inputs, see `manifest.Inputs`.
@@ -170,6 +238,8 @@ def build_trainer(
         "eval_every_n_steps": training.eval_every,
         "max_steps": training.max_steps,
         "gradient_accumulation_steps": training.batch_size // training.rows_per_forward,
+        "scan_layers": training.scan_layers,
+        "remat": training.remat,
         "pbar_description": spec.name,
     }
     manager = CheckpointManager(
@@ -184,27 +254,50 @@ def build_trainer(
     match spec.algorithm:
         case Sft():
             return PeftTrainer(model, optimizer, TrainingConfig(**options), **services)
-        case Dpo() as dpo:
-            config = DPOTrainingConfig(
-                algorithm="dpo",
-                beta=dpo.beta,
-                label_smoothing=dpo.label_smoothing,
-                max_prompt_length=dpo.max_prompt_length,
-                max_response_length=dpo.max_response_length,
-                **options,
-            )
-            reference = base if model is base else None  # with adapters their absence is the reference
-            return DPOTrainer(model, reference, optimizer, config, tokenizer, **services)
-        case Orpo() as orpo:
-            config = DPOTrainingConfig(
-                algorithm="orpo",
-                lambda_orpo=orpo.lambda_orpo,
-                label_smoothing=orpo.label_smoothing,
-                max_prompt_length=orpo.max_prompt_length,
-                max_response_length=orpo.max_response_length,
-                **options,
-            )
-            return DPOTrainer(model, None, optimizer, config, tokenizer, **services)
+        case Dpo() | Ipo() | Orpo() as preference:
+            knobs = {
+                field.name: getattr(preference, field.name) for field in dataclasses.fields(preference) if field.name != "kind"
+            }
+            config = DPOTrainingConfig(algorithm=preference.kind, **knobs, **options)
+            # With adapters their absence is the reference; what was computed beforehand needs none.
+            needs_reference = model is base and not isinstance(preference, Orpo) and not config.precompute_reference
+            return DPOTrainer(model, base if needs_reference else None, optimizer, config, tokenizer, **services)
+        case Distill(strategy=chosen):
+            strategy = build_strategy(chosen, spec.seed)
+            try:
+                strategy.check(model, teacher)
+            except ValueError as error:
+                raise UserError(f"algorithm.strategy: {error}") from error
+            services |= {"strategy": strategy, "vocab_mapping": _vocab_mapping(model, teacher, tokenizer)}
+            return DistillationTrainer(model, teacher, optimizer, TrainingConfig(**options), **services)
+
+
+def _knobs(section: Any) -> dict[str, Any]:
+    """The fields of an algorithm's section, which are those of the trainer's own configuration."""
+    return {field.name: getattr(section, field.name) for field in dataclasses.fields(section) if field.name != "kind"}
+
+
+def build_strategy(spec: DistillStrategy, seed: int) -> strategies.Strategy:
+    """What a student learns from its teacher."""
+    knobs = _knobs(spec)
+    match spec:
+        case Logits():
+            return strategies.LogitStrategy(**knobs)
+        case AttentionTransfer():
+            return strategies.AttentionTransferStrategy(**knobs)
+        case AttentionProjection():
+            return strategies.AttentionProjectionStrategy(**knobs)
+        case FeaturePooling():
+            return strategies.FeaturePoolingStrategy(**knobs)
+        case FeatureProjection():
+            return strategies.FeatureProjectionStrategy(**knobs, seed=seed)
+
+
+def _vocab_mapping(student: Decoder, teacher: Decoder, tokenizer: Tokenizer) -> np.ndarray | None:
+    """Models of one tokenizer whose tables differ in rows that no token uses: the tokens are the same; None for equal tables."""
+    ours, theirs = student.config.vocab_size, teacher.config.vocab_size
+    ids = np.arange(theirs)
+    return None if ours == theirs else np.where(ids < tokenizer.vocab_size, ids, -1)
 
 
 def final_params(spec: ExperimentSpec, trainer: PeftTrainer, folder: Path | None, mesh: Mesh, tokenizer: Tokenizer) -> Params:

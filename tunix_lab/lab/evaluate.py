@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from tunix_lab.data.files import read_rows
 from tunix_lab.data.pairs import preference_examples
 from tunix_lab.data.pipeline import eval_batches
-from tunix_lab.data.rows import read_rows
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError
 from tunix_lab.lab.journal import Journal, new_run_id

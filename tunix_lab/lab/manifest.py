@@ -13,10 +13,12 @@ from typing import Any
 
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.lab.journal import write_atomically
-from tunix_lab.lab.origin import base_identity
+from tunix_lab.lab.origin import base_identity, teacher_identity
+from tunix_lab.lab.sources import data_digests, data_tags, described
 from tunix_lab.lab.versioning import dvc_digest, stage_tags
 from tunix_lab.spec import ExperimentSpec, flatten, group_hash, resume_hash, spec_hash
-from tunix_lab.spec.model import HubInit
+from tunix_lab.spec.algorithm import Distill, Teacher
+from tunix_lab.spec.model import HubInit, Init
 
 _PACKAGES = (
     "tunix_lab",
@@ -42,18 +44,22 @@ class Inputs:
     """The content a run starts from; equal inputs and equal spec are the same experiment.
 
     Attributes:
-      data: digest of every data file by split.
+      data: digest of every data file by its key, see `sources.DataFile`.
       tokenizer: digest of the tokenizer's files.
       base: identity of the starting weights, see `origin.base_identity`; None from random weights.
+      teacher: identity of the teacher's weights, likewise; None where there is no teacher.
     """
 
     data: dict[str, str]
     tokenizer: str
     base: str | None
+    teacher: str | None = None
 
     def identity(self, spec: ExperimentSpec) -> str:
         """sha256 of everything that must be the same for a run to be continued."""
         content = {"spec": resume_hash(spec), **dataclasses.asdict(self)}
+        if self.teacher is None:
+            del content["teacher"]  # runs of other algorithms keep the identity that they had before there were teachers
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -75,15 +81,10 @@ def make_manifest(
       home: the project folder.
       run_id: of this run.
       parent_run_id: run that made the starting weights.
-      rows: number of rows by split.
+      rows: number of rows by the same keys as `inputs.data`.
       devices: number and kind, for people.
     """
     git = git_state(home)
-    paths = {"train": spec.data.train, "validation": spec.data.validation}
-    datasets = [
-        {"name": Path(path).parent.name, "path": path, "digest": inputs.data[split], "context": split, "rows": rows[split]}
-        for split, path in paths.items()
-    ]
     tags = {
         "lab.spec_hash": spec_hash(spec),
         "lab.group": group_hash(spec)[:12],
@@ -92,7 +93,7 @@ def make_manifest(
         "lab.seed": str(spec.seed),
         "lab.devices": devices,
         **_origin_tags(spec, inputs),
-        **{f"dvc.{split}": digest for split, digest in inputs.data.items()},
+        **data_tags(spec, home, inputs.data),
         **git_tags(git),
         **stage_tags(),
         **spec.tracking.tags,
@@ -111,7 +112,7 @@ def make_manifest(
         "identity": inputs.identity(spec),
         "params": _searchable(flatten(spec)),
         "tags": tags,
-        "datasets": datasets,
+        "datasets": described(spec, home, inputs.data, rows),
         "git": git,
         **environment(),
     }
@@ -120,10 +121,15 @@ def make_manifest(
 def _origin_tags(spec: ExperimentSpec, inputs: Inputs) -> dict[str, str]:
     """What a run started from. A tag `dvc.*` is a hash that DVC shows too; the hub's content has names of its own."""
     tags = {"lab.tokenizer" if spec.tokenizer.path is None else "dvc.tokenizer": inputs.tokenizer}
-    match spec.model.init:
+    tags |= _source_tags("base", spec.model.init, inputs.base)
+    return tags | (_source_tags("teacher", spec.algorithm.teacher, inputs.teacher) if isinstance(spec.algorithm, Distill) else {})
+
+
+def _source_tags(role: str, source: Init | Teacher, identity: str | None) -> dict[str, str]:
+    match source:
         case HubInit(repo=repo, revision=commit):
-            return tags | {"lab.base_repo": repo, "lab.base_commit": commit}
-    return tags if inputs.base is None else tags | {"dvc.base": inputs.base}
+            return {f"lab.{role}_repo": repo, f"lab.{role}_commit": commit}
+    return {} if identity is None else {f"dvc.{role}": identity}
 
 
 def _searchable(values: dict[str, Any]) -> dict[str, Any]:
@@ -182,8 +188,10 @@ def write_manifest(run_dir: Path, manifest: dict[str, Any], spec_text: str, reso
     write_atomically(run_dir / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
 
-def digest_inputs(spec: ExperimentSpec, home: Path, base: Path | None, tokenizer: Tokenizer) -> Inputs:
+def digest_inputs(
+    spec: ExperimentSpec, home: Path, base: Path | None, tokenizer: Tokenizer, teacher: Path | None = None
+) -> Inputs:
     """Hashes what a spec names; a tokenizer that lies among the starting weights by its own files alone."""
-    data = {"train": dvc_digest(home / spec.data.train), "validation": dvc_digest(home / spec.data.validation)}
     named = spec.tokenizer.path
-    return Inputs(data, tokenizer.digest() if named is None else dvc_digest(home / named), base_identity(spec, base))
+    own = tokenizer.digest() if named is None else dvc_digest(home / named)
+    return Inputs(data_digests(spec, home), own, base_identity(spec, base), teacher_identity(spec, teacher))

@@ -4,13 +4,23 @@ from pathlib import Path
 
 from tunix_lab.lab.versioning import dvc_digest, output_folder
 from tunix_lab.models.hub import TOKENIZER_FILES, fetch
+from tunix_lab.spec.algorithm import Distill, Teacher
 from tunix_lab.spec.experiment import ExperimentSpec
-from tunix_lab.spec.model import ExperimentInit, HubInit, PathInit, RandomInit
+from tunix_lab.spec.model import ExperimentInit, HubInit, Init, PathInit, RandomInit
 
 
 def base_folder(spec: ExperimentSpec, home: Path) -> Path | None:
     """The folder of the starting weights, fetched if they are the hub's; None for random ones."""
-    match spec.model.init:
+    return _folder(spec.model.init, home)
+
+
+def teacher_folder(spec: ExperimentSpec, home: Path) -> Path | None:
+    """The folder of the teacher's weights and tokenizer, fetched if they are the hub's; None where there is no teacher."""
+    return _folder(spec.algorithm.teacher, home) if isinstance(spec.algorithm, Distill) else None
+
+
+def _folder(source: Init | Teacher, home: Path) -> Path | None:
+    match source:
         case RandomInit():
             return None
         case ExperimentInit(name=name):
@@ -35,13 +45,35 @@ def tokenizer_folder(spec: ExperimentSpec, home: Path) -> Path:
     raise AssertionError("a spec with random weights names its tokenizer; see spec.checks")
 
 
+def base_name(spec: ExperimentSpec, home: Path) -> tuple[str | None, str | None]:
+    """What the starting weights are called: (repository, commit) of the hub, or (folder in the project, None); None: random."""
+    match spec.model.init:
+        case RandomInit():
+            return None, None
+        case ExperimentInit(name=name):
+            return output_folder(home, name).relative_to(home).as_posix(), None
+        case PathInit(path=path):
+            return path, None
+        case HubInit(repo=repo, revision=commit):
+            return repo, commit
+
+
 def base_identity(spec: ExperimentSpec, folder: Path | None) -> str | None:
     """Tells the starting weights from all others; None for random ones.
 
     Of a folder it is the digest of every byte, as DVC shows it. A commit of the hub is such a digest already, of files that the
     cache keeps under their own hashes, so gigabytes are not read again to learn less.
     """
-    match spec.model.init:
+    return _identity(spec.model.init, folder)
+
+
+def teacher_identity(spec: ExperimentSpec, folder: Path | None) -> str | None:
+    """Tells the teacher from all others, as `base_identity` does the starting weights; None where there is no teacher."""
+    return _identity(spec.algorithm.teacher, folder) if isinstance(spec.algorithm, Distill) else None
+
+
+def _identity(source: Init | Teacher, folder: Path | None) -> str | None:
+    match source:
         case HubInit(repo=repo, revision=commit):
             return f"hub:{repo}@{commit}"
     return None if folder is None else dvc_digest(folder)

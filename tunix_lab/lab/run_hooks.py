@@ -9,7 +9,8 @@ from pathlib import Path
 
 from flax import nnx
 
-from tunix_lab.data.rows import Row, read_rows
+from tunix_lab.data.files import read_rows
+from tunix_lab.data.rows import Row
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import TrainingFailed
 from tunix_lab.lab import build

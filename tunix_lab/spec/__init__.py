@@ -10,7 +10,7 @@ from tunix_lab._lazy import lazy_names
 if TYPE_CHECKING:
     from tunix_lab.spec.checks import check_devices
     from tunix_lab.spec.errors import Place, Problem, SpecError
-    from tunix_lab.spec.experiment import ExperimentSpec, upstream
+    from tunix_lab.spec.experiment import ExperimentSpec, upstream, upstreams
     from tunix_lab.spec.hashes import group_hash, resume_hash, spec_hash
     from tunix_lab.spec.loading import LoadedSpec, load
     from tunix_lab.spec.references import import_function
@@ -37,5 +37,6 @@ __getattr__, __dir__ = lazy_names(
         "spec_hash": "tunix_lab.spec.hashes",
         "tracking_uri": "tunix_lab.spec.settings",
         "upstream": "tunix_lab.spec.experiment",
+        "upstreams": "tunix_lab.spec.experiment",
     },
 )

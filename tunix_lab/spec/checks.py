@@ -3,25 +3,41 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
-from tunix_lab.spec.algorithm import metric_names
+from tunix_lab.spec.algorithm import Distill, Logits, metric_names
+from tunix_lab.spec.data import ChatData, Data, FileSource, HubSource, TextData
 from tunix_lab.spec.errors import Problem, SpecError, did_you_mean
 from tunix_lab.spec.model import ExperimentInit, RandomInit
 
 if TYPE_CHECKING:
     from tunix_lab.spec.experiment import ExperimentSpec
 
-Fault: TypeAlias = tuple[tuple[str, ...], str]
+Fault: TypeAlias = tuple[tuple[str | int, ...], str]
 """Path of a field, and what is wrong with it."""
 
-_DATA_KINDS = {"sft": ("text", "chat"), "dpo": ("preference",), "orpo": ("preference",)}
+_COLUMNS = {
+    "text": ("text",),
+    "chat": ("prompt", "completion", "messages"),
+    "preference": ("prompt", "chosen", "rejected"),
+}
+"""What each kind of data reads of a row."""
+
+_DATA_KINDS = {
+    "sft": ("text", "chat"),
+    "dpo": ("preference",),
+    "ipo": ("preference",),
+    "orpo": ("preference",),
+    "distill": ("text", "chat"),
+}
 
 
 def combination_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
     """All faults that can be seen without knowing the number of devices."""
     yield from _upstream_faults(spec)
+    yield from _depth_faults(spec)
     yield from _tokenizer_faults(spec)
     yield from _data_faults(spec)
     yield from _step_faults(spec)
+    yield from _strategy_faults(spec)
     yield from _metric_faults(spec)
     fsdp, tp = (None if size == -1 else size for size in (spec.mesh.fsdp, spec.mesh.tp))
     yield from _placement_faults(spec, fsdp, tp)
@@ -48,6 +64,14 @@ def check_devices(spec: "ExperimentSpec", devices: int) -> None:
 def _upstream_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
     if isinstance(spec.model.init, ExperimentInit) and spec.model.init.name == spec.name:
         yield ("model", "init", "name"), f"experiment {spec.name!r} cannot start from its own output"
+    teacher = spec.algorithm.teacher if isinstance(spec.algorithm, Distill) else None
+    if isinstance(teacher, ExperimentInit) and teacher.name == spec.name:
+        yield ("algorithm", "teacher", "name"), f"experiment {spec.name!r} cannot be its own teacher"
+
+
+def _depth_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
+    if spec.model.num_layers is not None and not isinstance(spec.model.init, RandomInit):
+        yield ("model", "num_layers"), "stored weights have the layers they have: only with model.init: {kind: random}"
 
 
 def _tokenizer_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
@@ -61,6 +85,50 @@ def _data_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
     if spec.data.kind not in kinds:
         wanted = " or ".join(repr(kind) for kind in kinds)
         yield ("data", "kind"), f"algorithm {spec.algorithm.kind!r} needs data of kind {wanted}, got {spec.data.kind!r}"
+    yield from _column_faults(spec.data)
+    yield from _weight_faults(spec.data)
+    if isinstance(spec.data, TextData | ChatData):
+        yield from _shape_faults(spec.data)
+
+
+def _given_sources(data: Data) -> Iterator[tuple[tuple[str | int, ...], FileSource | HubSource]]:
+    """The sources that have fields of their own, and where they stand."""
+    for split, given in (("train", data.train), ("validation", data.validation)):
+        places = enumerate(given) if isinstance(given, list) else [(None, given)]
+        for index, source in places:
+            if isinstance(source, FileSource | HubSource):
+                yield ("data", split) if index is None else ("data", split, index), source
+
+
+def _column_faults(data: Data) -> Iterator[Fault]:
+    """Columns that the rows are not read for."""
+    known = _COLUMNS[data.kind]
+    given = [(("data",), data.columns)] + [(place, source.columns or {}) for place, source in _given_sources(data)]
+    for place, columns in given:
+        for name in columns:
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; {data.kind} data reads {', '.join(known)}"
+                yield (*place, "columns", name), f"{data.kind} data has no column {name!r}{hint}"
+
+
+def _weight_faults(data: Data) -> Iterator[Fault]:
+    """Weights where none count, or on some sources only."""
+    for place, source in _given_sources(data):
+        if source.weight is not None and not (place[1] == "train" and isinstance(data.train, list)):
+            yield (*place, "weight"), "weights are for the sources of a list under data.train; everywhere else all rows count"
+    weights = [source.weight for source in data.sources("train")]
+    if None in weights and any(weights):
+        yield ("data", "train"), "give every source a weight, or none: without weights each row comes once an epoch"
+
+
+def _shape_faults(data: TextData | ChatData) -> Iterator[Fault]:
+    """Buckets that hold too little or too much."""
+    if data.buckets is None:
+        return
+    if data.packing:
+        yield ("data", "buckets"), "packed rows are full already: choose data.packing or data.buckets"
+    if sorted(set(data.buckets)) != data.buckets or data.buckets[-1] != data.max_length:
+        yield ("data", "buckets"), f"must rise and end with data.max_length ({data.max_length}), got {data.buckets}"
 
 
 def _step_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
@@ -71,6 +139,16 @@ def _step_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
     if warmup and warmup >= training.max_steps:
         path = ("optimizer", "schedule", "warmup_steps")
         yield path, f"must be less than training.max_steps ({training.max_steps}), got {warmup}"
+
+
+def _strategy_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
+    """Layers whose outputs are compared cannot be folded into a scan or computed again."""
+    if not isinstance(spec.algorithm, Distill) or isinstance(spec.algorithm.strategy, Logits):
+        return
+    for field, value, usual in (("scan_layers", spec.training.scan_layers, False), ("remat", spec.training.remat, "none")):
+        if value != usual:
+            kind = spec.algorithm.strategy.kind
+            yield ("training", field), f"strategy {kind!r} compares what the layers compute; only 'logits' can do without"
 
 
 def _metric_faults(spec: "ExperimentSpec") -> Iterator[Fault]:

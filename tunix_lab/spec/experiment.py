@@ -6,7 +6,7 @@ from annotated_types import Ge, Lt
 from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from tunix_lab.spec.algorithm import Algorithm
+from tunix_lab.spec.algorithm import Algorithm, Distill
 from tunix_lab.spec.checks import combination_faults
 from tunix_lab.spec.data import Data
 from tunix_lab.spec.model import Adapter, ExperimentInit, ModelSpec, NoAdapter, TokenizerSpec
@@ -57,3 +57,9 @@ class ExperimentSpec(Section):
 def upstream(spec: ExperimentSpec) -> str | None:
     """Name of the experiment whose output `spec` starts from; None where it needs none."""
     return spec.model.init.name if isinstance(spec.model.init, ExperimentInit) else None
+
+
+def upstreams(spec: ExperimentSpec) -> list[str]:
+    """Names of all experiments whose output `spec` needs: what it starts from, and its teacher."""
+    sources = [spec.model.init, *([spec.algorithm.teacher] if isinstance(spec.algorithm, Distill) else [])]
+    return list(dict.fromkeys(source.name for source in sources if isinstance(source, ExperimentInit)))

@@ -85,6 +85,8 @@ def _message(details: Mapping[str, Any]) -> str:
         return f"{PATTERN_WORDS[context['pattern']]}; got {shown(given)}"
     if kind == "string_too_short":
         return "must not be empty"
+    if kind == "too_short":
+        return "must not be empty"
     if kind == "string_too_long":
         return f"must have at most {context['max_length']} characters, got {len(given)}"
     return details["msg"].removeprefix("Value error, ")

@@ -36,8 +36,12 @@ def where(location: Sequence[str | int]) -> Where:
     candidates: tuple[type, ...] = (ExperimentSpec,)
     siblings: tuple[str, ...] = ()
     for part in location:
+        if isinstance(part, int):  # an item of a list, which holds the same sections as the field itself
+            path.append(part)
+            continue
         if len(candidates) > 1:
-            candidates = tuple(section for section in candidates if _kind(section) == part)
+            # Where a field may also be a path or a list, Pydantic names that form too; it leads into no section.
+            candidates = tuple(section for section in candidates if _kind(section) == part) or candidates
             continue
         if part == KEY:
             continue
@@ -70,8 +74,10 @@ def _fields(section: type) -> dict[str, tuple[type, ...]]:
 
 
 def _sections(annotation: object) -> tuple[type, ...]:
-    members = typing.get_args(annotation) or (annotation,)
-    return tuple(m for m in members if isinstance(m, type) and (issubclass(m, BaseModel) or dataclasses.is_dataclass(m)))
+    """The sections among the members of a union, also in the items of a list; each once."""
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
+        return (annotation,)
+    return tuple(dict.fromkeys(section for member in typing.get_args(annotation) for section in _sections(member)))
 
 
 def _kind(section: type) -> str:

@@ -31,6 +31,8 @@ def resume_hash(spec: ExperimentSpec) -> str:
         "max_steps": spec.training.max_steps,
         "batch_size": spec.training.batch_size,
         "rows_per_forward": spec.training.rows_per_forward,
+        "scan_layers": spec.training.scan_layers,
+        "remat": spec.training.remat,
     }
     return _digest({section: data[section] for section in _RESUME_SECTIONS} | {"training": steps})
 

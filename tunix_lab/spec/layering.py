@@ -1,15 +1,16 @@
 """Lays a spec file over the files that it extends, and the overrides of the command line over both.
 
 Mappings merge, everything else replaces, null sets none. A mapping whose `kind` changes is replaced as a whole: the fields of
-`dpo` mean nothing to `orpo`.
+`dpo` mean nothing to `orpo`. Sources of data need not say their kind; there a field such as `path` or `fraction` tells it.
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from tunix_lab.spec.data import form_of
 from tunix_lab.spec.errors import Place, Problem, SpecError, did_you_mean
-from tunix_lab.spec.yaml_source import Located, read_file, read_value
+from tunix_lab.spec.yaml_source import Located, Scalar, read_file, read_value
 
 EXTENDS = "extends"
 
@@ -26,18 +27,24 @@ def layered(path: Path, overrides: Sequence[str]) -> Located:
     return tree
 
 
-def merge(below: Located, above: Located) -> Located:
-    """`above` laid over `below`."""
-    if not isinstance(below.value, dict) or not isinstance(above.value, dict) or _kind_changes(below.value, above.value):
+def merge(below: Located, above: Located, path: tuple[str, ...] = ()) -> Located:
+    """`above` laid over `below`, both of which stand at `path` in their specs."""
+    if not isinstance(below.value, dict) or not isinstance(above.value, dict):
+        return above
+    kinds = _kind(below.value, path), _kind(above.value, path)
+    if None not in kinds and kinds[0] != kinds[1]:
         return above
     merged = dict(below.value)
     for key, item in above.value.items():
-        merged[key] = merge(merged[key], item) if key in merged else item
+        merged[key] = merge(merged[key], item, (*path, key)) if key in merged else item
     return Located(merged, above.place, above.key)
 
 
-def _kind_changes(below: dict[str, Located], above: dict[str, Located]) -> bool:
-    return "kind" in below and "kind" in above and below["kind"].value != above["kind"].value
+def _kind(section: dict[str, Located], path: tuple[str, ...]) -> Scalar:
+    """Which variant of a union a mapping means; None where it does not say."""
+    if "kind" in section:
+        return section["kind"].plain()
+    return form_of(section) if path in (("data", "train"), ("data", "validation")) else None
 
 
 def override(number: int, text: str, problems: list[Problem]) -> Located:

@@ -70,6 +70,8 @@ class ModelSpec(Section):
     """Size within the family."""
     init: Init
     """Where the starting weights come from."""
+    num_layers: Annotated[int, Gt(0)] | None = None
+    """Only so many layers, of random weights, to try a spec out; null: all."""
     dtype: DType = "float32"
     """Type of activations."""
     param_dtype: DType = "float32"
@@ -93,7 +95,8 @@ class ModelSpec(Section):
 
     def decoder_config(self) -> ModelConfig:
         """The decoder's configuration, with the dtypes of this section."""
-        return SIZES[self.family][self.size]().replace(dtype=self.dtype, param_dtype=self.param_dtype)
+        config = SIZES[self.family][self.size]().replace(dtype=self.dtype, param_dtype=self.param_dtype)
+        return config if self.num_layers is None else config.replace(num_layers=self.num_layers)
 
 
 class TokenizerSpec(Section):

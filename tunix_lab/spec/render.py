@@ -14,6 +14,8 @@ def to_data(spec: ExperimentSpec) -> dict[str, Any]:
 
 
 def _kind_first(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_kind_first(item) for item in value]
     if not isinstance(value, dict):
         return value
     first = {"kind": value["kind"]} if "kind" in value else {}
@@ -21,11 +23,13 @@ def _kind_first(value: Any) -> Any:
 
 
 def flatten(spec: ExperimentSpec) -> dict[str, Leaf]:
-    """Every leaf of `spec` under its dotted name: {"training.max_steps": 80, …}."""
+    """Every leaf of `spec` under its dotted name: {"training.max_steps": 80, "data.train.0.path": "a.jsonl", …}."""
     return dict(_leaves(to_data(spec), ""))
 
 
 def _leaves(value: Any, name: str) -> list[tuple[str, Leaf]]:
+    if isinstance(value, list):
+        value = {str(index): item for index, item in enumerate(value)}
     if not isinstance(value, dict):
         return [(name, value)]
     return [leaf for key, item in value.items() for leaf in _leaves(item, f"{name}.{key}" if name else key)]

@@ -77,6 +77,10 @@ class TrainingSpec(Section):
     """Rows of one forward pass of an evaluation."""
     log_every: Steps = 1
     """Steps between records of the training metrics."""
+    scan_layers: bool = False
+    """Compile one layer and run all as a scan: deep models start sooner. The weights are stacked, copied once."""
+    remat: Literal["none", "dots", "block"] = "none"
+    """What the backward pass computes again instead of keeping it: dots, all but matrix products; block, whole layers."""
 
     @property
     def rows_per_forward(self) -> int:

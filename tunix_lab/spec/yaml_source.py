@@ -55,13 +55,17 @@ class Located:
         return self.value
 
     def deepest(self, path: Sequence[str | int]) -> "tuple[Located, int]":
-        """The value at `path`, or the last one on the way that exists; and how many parts of `path` lead to it."""
+        """The value at `path`, or the last one on the way that exists; and how many parts of `path` lead to it.
+
+        Items of a list are counted from 0, by a number or its digits (in dotted names).
+        """
         node = self
         for depth, part in enumerate(path):
-            inside = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
-            if not isinstance(inside, dict) or part not in inside:
+            inside = {str(i): item for i, item in enumerate(node.value)} if isinstance(node.value, list) else node.value
+            key = str(part) if isinstance(node.value, list) else part
+            if not isinstance(inside, dict) or key not in inside:
                 return node, depth
-            node = inside[part]
+            node = inside[key]
         return node, len(path)
 
 

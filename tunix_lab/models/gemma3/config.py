@@ -44,6 +44,18 @@ class Gemma3Config(ModelConfig):
         )
 
     @classmethod
+    def gemma3_pico(cls) -> "Gemma3Config":
+        """A quarter of nano's parameters, of the same vocabulary: a student for distillation."""
+        return cls.gemma3_nano().replace(
+            num_layers=3,
+            embed_dim=64,
+            hidden_dim=176,
+            head_dim=16,
+            attention_pattern=("local", "local", "global"),
+            query_scale=16**-0.5,
+        )
+
+    @classmethod
     def gemma3_270m(cls) -> "Gemma3Config":
         """Gemma 3 270M."""
         return cls(
@@ -104,6 +116,7 @@ class Gemma3Config(ModelConfig):
 
 
 SIZES = {
+    "pico": Gemma3Config.gemma3_pico,
     "nano": Gemma3Config.gemma3_nano,
     "270m": Gemma3Config.gemma3_270m,
     "1b": Gemma3Config.gemma3_1b,
