@@ -381,3 +381,29 @@ def test_peft_trainer_as_documented(local_path, tmp_path):
     )
     assert again.train_steps == 3  # restored
     again.close()
+
+
+@pytest.mark.filterwarnings("ignore:rngs must be provided:UserWarning")
+def test_qlora_finetuning_as_documented(local_path):
+    """Example 4 of the documentation, but for `qwix.quantize_model(gemma, bits=4)`, a call that qwix does not have."""
+    from tunix_lab.models.gemma3 import params_safetensors as params_lib
+    from tunix_lab.sft import PeftTrainer, TrainingConfig
+
+    gemma = params_lib.create_model_from_safe_tensors(local_path, TINY)
+    with pytest.raises(TypeError):
+        qwix.quantize_model(gemma, bits=4)
+    qlora_provider = qwix.LoraProvider(
+        module_path=".*q_einsum|.*kv_einsum|.*gate_proj|.*down_proj|.*up_proj",
+        rank=4,
+        alpha=4.0,
+        weight_qtype="nf4",
+        tile_size=8,
+    )
+    lora_model = qwix.apply_lora_to_model(gemma, qlora_provider, **gemma.get_model_input())
+    tokens = np.arange(2 * 8, dtype=np.int32).reshape(2, 8)
+    sft_dataset = [{"input_tokens": tokens, "input_mask": np.ones((2, 8), bool)}] * 4
+    trainer = PeftTrainer(model=lora_model, optimizer=optax.adamw(1e-2), training_config=TrainingConfig(max_steps=4))
+    trainer.train(sft_dataset)
+    trainer.close()
+    losses = trainer.metrics_logger.get_metric_history("loss")
+    assert losses[-1] < losses[0] and all("lora" in name for name in trainer.state.params)
