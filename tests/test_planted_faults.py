@@ -13,11 +13,11 @@ TESTS = Path(__file__).parent
 # fault -> tests that must notice it
 NOTICED_BY = {
     "mean_of_micro_batch_means": "sft/test_train_step.py::test_tail_window",
-    "mask_off_by_one": "sft/test_packing.py::test_packing_equals_padding sft/test_train_step.py::test_ga_invariance",
+    "mask_off_by_one": "sft/test_packed_training.py::test_packing_equals_padding sft/test_train_step.py::test_ga_invariance",
     "padding_counts_in_evaluation": "sft/test_train_step.py::test_eval_batch_invariance",
     "empty_batch_moves_parameters": "sft/test_train_step.py::test_all_masked_noop",
-    "leaked_segment": "sft/test_packing.py::test_packing_equals_padding",
-    "positions_run_on": "sft/test_packing.py::test_training_on_packed_rows",
+    "leaked_segment": "sft/test_packed_training.py::test_packing_equals_padding",
+    "positions_run_on": "sft/test_packed_training.py::test_training_on_packed_rows",
     "bos_in_the_middle": "data/test_pairs.py",
     "dropped_terminator": "data/test_chat.py::test_terminator_trained",
     "trained_reference": "sft/test_dpo_trainer.py::test_dpo_loss_and_metrics_by_hand",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export_models import CASES, PARITY, make_run, make_tokenizer, model_folder
+from export_models import PARITY, make_run, make_tokenizer, model_folder
 
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import Mismatch
@@ -38,20 +38,24 @@ def send(source: Path, home: Path, to: Path, record, after_writing=None, **optio
     return outside
 
 
-@pytest.mark.parametrize("case", CASES)
+# one of each family, tied heads and untied ones, windows, experts, the text part of a multimodal one
+FAMILIES = "gemma gemma2 gemma3_multimodal llama3_untied mistral_window qwen2_windows qwen3_tied qwen3_moe".split()
+
+
+@pytest.mark.parametrize("case", FAMILIES)
 def test_export_roundtrip(case, tokenizer, tmp_path, record_property):
     source = model_folder(case, tmp_path / "model", tokenizer)
     outside = send(source, tmp_path, tmp_path / case, record_property)
     assert outside.keys() == WHOLE | TEXT and outside["transformers: logits"] < 1e-4
 
 
-@pytest.mark.parametrize("case", ["gemma2", "llama3_tied", "qwen3_moe"])
+@pytest.mark.parametrize("case", ["gemma2", "qwen3_moe"])
 def test_bfloat16_in_several_files(case, tokenizer, tmp_path, record_property):
     source = model_folder(case, tmp_path / "model", tokenizer)
     send(source, tmp_path, tmp_path / case, record_property, dtype="bfloat16", max_file_bytes=20_000)
 
 
-@pytest.mark.parametrize("case", ["gemma", "gemma3", "llama3_untied", "qwen2_tied", "qwen3_moe"])
+@pytest.mark.parametrize("case", ["gemma3", "llama3_untied", "qwen2_tied"])
 def test_peft_roundtrip(case, tokenizer, tmp_path, record_property):
     """PEFT puts the adapter on the base and computes what the run's own weights compute."""
     run = make_run(tmp_path / "project", tokenizer, case)

@@ -15,6 +15,6 @@ def test_loss_of_capped_logits(tiny_decoder, run_model, sft_rows, cap):
     logits = np.asarray(run_model(model, rows["input_tokens"], rows["valid"]), np.float64)[:, :-1]
     logps = np.take_along_axis(logits, rows["input_tokens"][:, 1:, None], -1)[..., 0] - np.log(np.exp(logits).sum(-1))
     graph, state = nnx.split(model)
-    loss = jax.jit(lambda state: next_token_loss(nnx.merge(graph, state), **rows))(state)
+    loss = jax.jit(lambda state, rows: next_token_loss(nnx.merge(graph, state), **rows))(state, rows)
     mask = rows["input_mask"][:, 1:]
     assert float(loss.mean) == pytest.approx(-logps[mask].mean(), rel=1e-5)
