@@ -106,7 +106,7 @@ def outside_spec() -> Reads:
     return reads(_trees(*ROOMS))
 
 
-def test_every_field_of_a_spec_is_read(outside_spec):
+def test_every_field_read(outside_spec):
     assert [path for path in unread(ExperimentSpec, outside_spec) if path not in READ_BY_SPEC] == []
 
 

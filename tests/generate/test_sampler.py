@@ -98,7 +98,7 @@ def test_a_longer_budget_only_adds(sampler):
         np.testing.assert_array_equal(long.tokens[i][:BUDGET], short.tokens[i])
 
 
-def test_seed_and_sample_ids(sampler):
+def test_key_by_sample(sampler):
     def run(**options):
         out = sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER, temperature=1.0, **options)
         return [tokens.tolist() for tokens in out.tokens]

@@ -78,7 +78,7 @@ SERVERS = {"dead": dead, "failing": lambda: serving(Failing), "hanging": lambda:
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_push_gives_up_within_seconds_and_a_later_one_completes(make_run, train, tracking_uri, empty_store, kind):
+def test_tracker_dead(make_run, train, tracking_uri, empty_store, kind):
     run_dir = make_run()
     with Journal.open(run_dir) as journal:
         journal.metrics(1, {"train/loss": 1.0})

@@ -146,7 +146,7 @@ def test_pushing_twice_changes_nothing(make_run, train, query, tracking_uri):
     assert [query(f"SELECT * FROM {table}") for table in ("metrics", "params", "tags", "inputs", "runs")] == before
 
 
-def test_a_resumed_run_is_one_clean_curve(make_run, train, client, query, tracking_uri):
+def test_metrics_once(make_run, train, client, query, tracking_uri):
     run_dir = make_run()
     train(run_dir, 1, 8, status=None)
     first = push(run_dir, tracking_uri)

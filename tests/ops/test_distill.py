@@ -22,12 +22,16 @@ LN2, LN3 = np.log(2.0), np.log(3.0)
 TEACHER, STUDENT = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.75, 0.25]))
 
 
-def test_distill_direction_closed_form():
+def test_distill_direction_and_T():
     # KL(T‖S) = ½ ln(½/¾) + ½ ln(½/¼) = ½ (ln 2 − ln 3) + ½ ln 2 = ln 2 − ½ ln 3
     assert forward_kl(STUDENT, TEACHER) == pytest.approx(LN2 - LN3 / 2, rel=1e-5)
     # KL(S‖T) = ¾ ln(¾/½) + ¼ ln(¼/½) = ¾ (ln 3 − ln 2) − ¼ ln 2 = ¾ ln 3 − ln 2
     assert reverse_kl(STUDENT, TEACHER) == pytest.approx(0.75 * LN3 - LN2, rel=1e-5)
     assert abs(float(forward_kl(STUDENT, TEACHER) - reverse_kl(STUDENT, TEACHER))) > 0.01
+    # τ = 2 of logits (0, 2 ln 3) and (0, 0): softmax(0, ln 3) = (¼, ¾) and (½, ½), times τ² = 4
+    student, teacher = jnp.array([0.0, 2 * LN3]), jnp.zeros(2)
+    assert softened(forward_kl, student, teacher, temperature=2.0) == pytest.approx(4 * (LN2 - LN3 / 2), rel=1e-5)
+    assert softened(reverse_kl, student, teacher, temperature=2.0) == pytest.approx(4 * (0.75 * LN3 - LN2), rel=1e-5)
 
 
 def test_jensen_shannon_by_hand():
@@ -45,13 +49,6 @@ def test_jensen_shannon_tends_to_either_kl():
     """Divided by its small weight: forward KL for β → 0, reverse KL for β → 1."""
     for beta, weight, limit in ((1e-3, 1e-3, forward_kl), (1 - 1e-3, 1e-3, reverse_kl)):
         assert jensen_shannon(STUDENT, TEACHER, mixture=beta) / weight == pytest.approx(float(limit(STUDENT, TEACHER)), rel=0.01)
-
-
-def test_distill_temperature():
-    """τ = 2 of logits (0, 2 ln 3) and (0, 0): softmax(0, ln 3) = (¼, ¾) and (½, ½), times τ² = 4."""
-    student, teacher = jnp.array([0.0, 2 * LN3]), jnp.zeros(2)
-    assert softened(forward_kl, student, teacher, temperature=2.0) == pytest.approx(4 * (LN2 - LN3 / 2), rel=1e-5)
-    assert softened(reverse_kl, student, teacher, temperature=2.0) == pytest.approx(4 * (0.75 * LN3 - LN2), rel=1e-5)
 
 
 def test_gradients_keep_their_size_with_temperature():

@@ -65,7 +65,7 @@ def test_roundtrip(folder):
 
 
 @pytest.mark.slow
-def test_truncate_any_file(two_steps, tmp_path, caplog):
+def test_crash_safe_checkpoint(two_steps, tmp_path, caplog):
     """Whatever file of the newest step is cut short, that step is either skipped with a warning, or still right."""
     files = [path.relative_to(two_steps) for path in sorted((two_steps / "2").rglob("*")) if path.is_file()]
     skipped = 0
