@@ -29,8 +29,8 @@ def arrays(model, kind=nnx.Param):
 def trained(tiny_decoder, make_trainer, sft_rows, history):
     """`trained(kind, **config)`: parameters and losses after three updates of a decoder of five layers, pattern of two."""
 
-    def train(kind="full", mesh=None, **config):
-        model = tiny_decoder(num_layers=5, embed_dim=32, hidden_dim=32)
+    def train(kind="full", mesh=None, num_layers=5, **config):
+        model = tiny_decoder(num_layers=num_layers, embed_dim=32, hidden_dim=32)
         if mesh is not None:
             place_model(model, mesh)
         if kind != "full":
@@ -56,6 +56,14 @@ def test_same_training(trained, plain, kind, scan_layers, remat):
     assert params.keys() == plain[kind][0].keys()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), params, plain[kind][0])
     np.testing.assert_allclose(losses, plain[kind][1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_scan_of_a_model_no_deeper_than_its_pattern(trained, num_layers):
+    params, losses = trained(num_layers=num_layers, scan_layers=True, remat="block")
+    expected = trained(num_layers=num_layers)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), params, expected[0])
+    np.testing.assert_allclose(losses, expected[1], rtol=1e-5)
 
 
 def test_scan_on_a_mesh(trained, plain):

@@ -39,6 +39,13 @@ class LayerStack(nnx.Module):
         attention_mask: Bool[Array, "batch seq key"],
     ) -> Float[Array, "batch seq embed"]:
         """The residual stream behind the last layer."""
+        if self.period:  # none in a model shallower than its pattern
+            x = self._scan(x, positions, attention_mask)
+        for block in self.rest:
+            x = run_block(block, self.remat, x, positions, attention_mask)
+        return x
+
+    def _scan(self, x: Array, positions: Array, attention_mask: Array) -> Array:
         graphs, states = zip(*(nnx.split(block) for block in self.period), strict=True)
 
         def one_period(x, states):
@@ -46,10 +53,7 @@ class LayerStack(nnx.Module):
                 x, *_ = nnx.merge(graph, state)(x, positions, None, attention_mask)
             return x, None
 
-        x, _ = jax.lax.scan(rematerialized(one_period, self.remat), x, states)
-        for block in self.rest:
-            x = run_block(block, self.remat, x, positions, attention_mask)
-        return x
+        return jax.lax.scan(rematerialized(one_period, self.remat), x, states)[0]
 
 
 def run_block(block: nnx.Module, remat: Remat, x: Array, positions: Array, attention_mask: Array) -> Array:
