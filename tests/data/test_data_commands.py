@@ -30,7 +30,7 @@ DPO = "{kind: dpo, max_prompt_length: 48, max_response_length: 32}"
 @pytest.fixture(scope="module")
 def app():
     app = typer.Typer()
-    for command in (data.arithmetic, data.gsm8k, data.tokenizer, data.show):
+    for command in (data.arithmetic, data.gsm8k, data.tokenizer, data.show_data):
         app.command()(command)
     return app
 
@@ -55,7 +55,7 @@ def show(app, home, monkeypatch, tmp_path):
     def run(kind: str, *arguments: str, algorithm: str = "{kind: sft}") -> str:
         path = tmp_path / "spec.yaml"
         path.write_text(SPEC.format(algorithm=algorithm, data=kind.format("train")), "utf-8")
-        result = CliRunner().invoke(app, ["show", str(path), *arguments], catch_exceptions=False)
+        result = CliRunner().invoke(app, ["show-data", str(path), *arguments], catch_exceptions=False)
         assert result.exit_code == 0
         return result.output
 
@@ -138,14 +138,6 @@ def test_gsm8k(app, tmp_path):
         made = CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert made.exit_code == 0 and "preference/train.jsonl: 1 rows" in made.output.replace("\n", "")
         assert steps in json.loads((tmp_path / "out/sft/test.jsonl").read_text())["completion"]
-
-
-def test_show_data_is_a_verb_of_its_own():
-    from tunix_lab.cli.main import app as every_verb
-
-    for verb in (["show-data"], ["data", "show"]):
-        result = CliRunner().invoke(every_verb, [*verb, "--help"])
-        assert result.exit_code == 0 and "Show the first rows as the trainer gets them" in result.output
 
 
 def test_mistakes(show, home):

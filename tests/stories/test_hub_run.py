@@ -36,7 +36,7 @@ def test_a_run_from_the_hub(project: Project, nano: dict[str, bytes], tmp_path: 
         spec = project.write_spec("from_hub", init=f"{{kind: hub, repo: {REPO}, revision: '{commit}'}}")
         environment = hub.environment(home) | QUIET
 
-        shown = project.cli("data", "show", str(spec), "-n", "1", "--set", "tokenizer.path=null", **environment)
+        shown = project.cli("show-data", str(spec), "-n", "1", "--set", "tokenizer.path=null", **environment)
         assert "tokens" in shown
         assert not [path for _, path, _ in hub.asked if path.endswith(".safetensors")]  # a look at the data needs no weights
 

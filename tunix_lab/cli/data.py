@@ -1,4 +1,4 @@
-"""`tunix-lab data`: make datasets and a tokenizer, and look at what a spec trains on."""
+"""`tunix-lab data`: make datasets and a tokenizer; `tunix-lab show-data`: look at what a spec trains on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ def gsm8k(
         typer.echo(f"{out / path}: {rows} rows")
 
 
-def show(
+def show_data(
     spec: Annotated[Path, typer.Argument(help="Spec file.", show_default=False)],
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Rows to show, of each file.")] = 5,
     split: Annotated[str, typer.Option(help="train or validation.")] = "train",

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from tunix_lab.cli.check import check
-from tunix_lab.cli.data import arithmetic, gsm8k, show, tokenizer
+from tunix_lab.cli.data import arithmetic, gsm8k, show_data, tokenizer
 from tunix_lab.cli.evaluate import evaluate
 from tunix_lab.cli.export import export
 from tunix_lab.cli.models import models
@@ -24,13 +24,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Post-train language models in JAX; every run is an experiment that can be found, compared and repeated.",
 )
-for verb in (run, check, schema, evaluate, sample, export, models, runs, ui, sync):
+for verb in (run, check, schema, evaluate, sample, export, models, runs, ui, sync, show_data):
     app.command()(verb)
 
-app.command("show-data")(show)
-
-data = typer.Typer(no_args_is_help=True, help="Make datasets and a tokenizer; look at what a spec trains on.")
-for verb in (arithmetic, gsm8k, tokenizer, show):
+data = typer.Typer(no_args_is_help=True, help="Make datasets and a tokenizer.")
+for verb in (arithmetic, gsm8k, tokenizer):
     data.command()(verb)
 app.add_typer(data, name="data")
 
