@@ -55,6 +55,14 @@ class Inputs:
     base: str | None
     teacher: str | None = None
 
+    def described(self) -> dict[str, str | None]:
+        """The hashes by what they are of."""
+        return {f"data.{key}": digest for key, digest in self.data.items()} | {
+            "tokenizer": self.tokenizer,
+            "base": self.base,
+            "teacher": self.teacher,
+        }
+
     def identity(self, spec: ExperimentSpec) -> str:
         """sha256 of everything that must be the same for a run to be continued."""
         content = {"spec": resume_hash(spec), **dataclasses.asdict(self)}
@@ -72,6 +80,7 @@ def make_manifest(
     parent_run_id: str | None,
     rows: dict[str, int],
     devices: str,
+    out: str,
 ) -> dict[str, Any]:
     """The manifest of a training run, as `lab.mlflow_sync` reads it.
 
@@ -83,6 +92,7 @@ def make_manifest(
       parent_run_id: run that made the starting weights.
       rows: number of rows by the same keys as `inputs.data`.
       devices: number and kind, for people.
+      out: folder of the outputs, relative to the project where it lies in it.
     """
     git = git_state(home)
     tags = {
@@ -110,6 +120,8 @@ def make_manifest(
         "higher_is_better": spec.tracking.higher_is_better,
         "seed": spec.seed,
         "identity": inputs.identity(spec),
+        "inputs": inputs.described(),
+        "out": out,
         "params": _searchable(flatten(spec)),
         "tags": tags,
         "datasets": described(spec, home, inputs.data, rows),
