@@ -21,6 +21,7 @@ from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_m
 from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
 from tunix_lab.lab.plan import missing_upstream
+from tunix_lab.lab.report import write_report_at_end
 from tunix_lab.lab.run_hooks import RunHooks
 from tunix_lab.lab.sources import project_paths
 from tunix_lab.lab.system_metrics import SystemMetrics
@@ -97,6 +98,8 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
         follower = start_follower(run_dir, tracking_uri(settings, home)) if settings.replicates else None
         folders = Folders(home, settings.cache_dir, base_folder, teacher_folder, out)
         metrics = _execute(spec, folders, journal, mesh, tokenizer, data, inputs)
+        journal.finish("finished")
+        write_report_at_end(run_dir)  # while the lock is held: whoever replicates the run waits for it, and takes the page along
     synced = None if follower is None else wait_follower(follower, settings.sync_drain_seconds)
     return RunResult(run_id, out, metrics, synced)
 
