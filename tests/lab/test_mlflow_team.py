@@ -17,12 +17,13 @@ from tunix_lab.lab.run_state import read_metric_lines
 REASON = team_server.why_not()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=REASON or "")]
 
-# A trainer without a model: what it journals, and the follower that it starts, are the real ones. Its last argument says how it ends.
+# A trainer without a model: what it journals, and the follower that it starts, are the real ones.
 WRITER = """
 import pathlib, sys, time
 from tunix_lab.lab.journal import Journal
 from tunix_lab.lab.mlflow_sync import start_follower
-run_dir, uri, seed, ending, stop = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4], pathlib.Path(sys.argv[5])
+run_dir, stop, seed = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+uri, ending = sys.argv[4:]
 step, journal = 0, Journal.open(run_dir)
 with journal:
     start_follower(run_dir, uri)
@@ -66,7 +67,7 @@ def test_a_team_loses_nothing_while_server_and_database_die(make_run, tmp_path):
     with team_server.postgres() as database, team_server.server(database.uri, tmp_path) as server:
         # All at once: two writers each find that their experiment is missing.
         writers = {
-            ending: subprocess.Popen([sys.executable, "-c", WRITER, str(run_dir), server.uri, str(i), ending, str(stop)])
+            ending: subprocess.Popen([sys.executable, "-c", WRITER, str(run_dir), str(stop), str(i), server.uri, ending])
             for i, (ending, run_dir) in enumerate(run_dirs.items())
         }
         try:
@@ -100,15 +101,14 @@ def _complete(run_dirs: list[Path], uri: str) -> None:
 
 
 def _assert_whole(database, run_dirs: dict[str, Path], server) -> None:
-    runs = database.rows(
-        "SELECT t.value, r.run_uuid, r.status, r.lifecycle_stage FROM runs r JOIN tags t USING (run_uuid) WHERE t.key = 'lab.run_id'"
-    )
-    statuses = {run_id: status for run_id, _, status, _ in runs}
+    named = "SELECT value, run_uuid, status FROM runs JOIN tags USING (run_uuid) WHERE key = 'lab.run_id'"
+    runs = database.rows(named)
+    statuses = {run_id: status for run_id, _, status in runs}
     assert statuses == {run_dir.name: ENDINGS[ending] for ending, run_dir in run_dirs.items()}
     assert len(runs) == len(run_dirs) == database.rows("SELECT count(*) FROM runs")[0][0]
     assert sorted(name for (name,) in database.rows("SELECT name FROM experiments")) == ["Default", "team-0", "team-1"]
 
-    ours = {uuid: run_id for run_id, uuid, *_ in runs}
+    ours = {uuid: run_id for run_id, uuid, _ in runs}
     points = [(ours[uuid], *rest) for uuid, *rest in database.rows("SELECT run_uuid, key, step, value FROM metrics")]
     assert len(points) == len(set(points)) and set(points) == _expected(list(run_dirs.values()))
     assert len(points) > 1600

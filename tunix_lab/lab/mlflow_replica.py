@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunix_lab.lab.journal import RunState
-from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint
+from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint, remove_twin_checkpoints
 from tunix_lab.lab.mlflow_cursor import Cursor, new_values, save_cursor
-from tunix_lab.lab.mlflow_runs import create_run, find_run
+from tunix_lab.lab.mlflow_runs import create_run, find_run, remove_twins
 from tunix_lab.lab.mlflow_store import Store
 from tunix_lab.lab.mlflow_views import EVALUATE, experiment_tags, write_experiment_tags
 from tunix_lab.lab.run_state import METRICS, MetricLine, read_events, read_metric_lines
@@ -289,8 +289,11 @@ class Replica:
             return
         if self.state.message:
             self.client.set_tag(self.cursor.mlflow_run_id, "lab.message", self.state.message)
-        status = _MLFLOW_STATUS[self.state.status]
-        self.client.set_terminated(self.cursor.mlflow_run_id, status, end_time=self.state.ended_ms)
+        status, mlflow_run_id = _MLFLOW_STATUS[self.state.status], self.cursor.mlflow_run_id
+        models = [model_id for model_id, _ in self.cursor.models.values()]
+        remove_twins(self.client, self.state.run_id, mlflow_run_id)
+        remove_twin_checkpoints(self.client, self.cursor.experiment_id, mlflow_run_id, self.state.run_id, models)
+        self.client.set_terminated(mlflow_run_id, status, end_time=self.state.ended_ms)
         self.cursor.status = self.state.status
         self._save()
 

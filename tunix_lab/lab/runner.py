@@ -18,7 +18,7 @@ from tunix_lab.lab import build, origin
 from tunix_lab.lab.journal import Journal, list_runs, new_run_id, read_manifest
 from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_manifest
-from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
+from tunix_lab.lab.mlflow_sync import follower_problem, start_follower, wait_follower
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
 from tunix_lab.lab.plan import missing_upstream
 from tunix_lab.lab.run_hooks import RunHooks
@@ -41,12 +41,14 @@ class RunResult:
       out: folder with `final/`, metrics.json, the curves and run.json.
       metrics: last value of every train and eval metric.
       synced: whether the tracking store has everything; None if nothing was to be sent.
+      sync_problem: what was in the way of that, if something was.
     """
 
     run_id: str
     out: Path
     metrics: dict[str, float]
     synced: bool | None
+    sync_problem: str | None = None
 
 
 def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | None = None, fresh: bool = False) -> RunResult:
@@ -98,7 +100,7 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
         folders = Folders(home, settings.cache_dir, base_folder, teacher_folder, out)
         metrics = _execute(spec, folders, journal, mesh, tokenizer, data, inputs)
     synced = None if follower is None else wait_follower(follower, settings.sync_drain_seconds)
-    return RunResult(run_id, out, metrics, synced)
+    return RunResult(run_id, out, metrics, synced, None if synced is not False else follower_problem(run_dir))
 
 
 @dataclasses.dataclass(frozen=True)
