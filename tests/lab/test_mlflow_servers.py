@@ -183,6 +183,7 @@ ADDRESSES = {
     "port": ("http://me:secret@127.0.0.1:9", "refuses the connection"),
     "host": ("http://me:secret@no-such-host.invalid:5000", "has no address"),
     "password": ((401, b"You are not authenticated.", "text/plain"), "does not accept the user name and password"),
+    "name": ((403, b"Invalid Host header - possible DNS rebinding attack detected", "text/plain"), "--allowed-hosts"),
     "another server": ((404, b"<h1>Not Found</h1>", "text/html"), "not as an MLflow server does"),
     "another page": ((200, b"<h1>Welcome</h1>", "text/html"), "not as an MLflow server does"),
     "another API": ((404, b'{"detail": "Not Found"}', "application/json"), "not as an MLflow server does"),

@@ -19,6 +19,7 @@ _KNOWN = {
     "No route to host": "cannot be reached from this machine's network",
     "SSLError": "and this machine do not agree on TLS: must the address begin with http://, or its certificate be trusted?",
     "error code 401": f"does not accept the user name and password: {_CREDENTIALS}",
+    "Invalid Host header": "does not know itself by the name in the address: start it with --allowed-hosts 'NAME:*'",
     "error code 403": f"does not allow this: ask for the permission, or be another user: {_CREDENTIALS}",
     "error code 404": _NO_MLFLOW,
     "not in a valid JSON format": _NO_MLFLOW,
