@@ -11,7 +11,8 @@ import pytest
 import team_server
 
 from tunix_lab.lab.journal import read_events, read_manifest
-from tunix_lab.lab.mlflow_sync import is_complete
+from tunix_lab.lab.mlflow_cursor import CURSOR
+from tunix_lab.lab.mlflow_sync import is_complete, push
 from tunix_lab.lab.run_state import read_metric_lines
 
 REASON = team_server.why_not()
@@ -88,6 +89,9 @@ def test_a_team_loses_nothing_while_server_and_database_die(make_run, tmp_path):
         assert codes == {"finished": 0, "failed": 1, "killed": -signal.SIGKILL, "slow": 0}
         server.start()
         _complete(list(run_dirs.values()), server.uri)
+        for ending in ("finished", "killed"):  # a copy of the run directory elsewhere knows nothing of what was pushed
+            (run_dirs[ending] / CURSOR).unlink()
+            assert push(run_dirs[ending], server.uri).outcome == "complete"
         _assert_whole(database, run_dirs, server)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tunix_lab.lab.journal import RunState
 from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint, remove_twin_checkpoints
 from tunix_lab.lab.mlflow_cursor import Cursor, new_values, save_cursor
+from tunix_lab.lab.mlflow_inputs import DIGEST_LIMIT, dataset_inputs, log_base, origin_tags, output_tags
 from tunix_lab.lab.mlflow_runs import create_run, find_run, remove_twins
 from tunix_lab.lab.mlflow_store import Store
 from tunix_lab.lab.mlflow_views import EVALUATE, experiment_tags, write_experiment_tags
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 BATCH = 900  # MLflow takes 1,000 metrics a request; a journal line has fewer than a hundred
-DIGEST_LIMIT = 36  # characters of a dataset's digest
 PARAM_LIMIT = 500
 SAMPLES = "samples/latest.json"
 # folder in the artifact store by file of the run directory
@@ -147,23 +147,9 @@ class Replica:
         self._save()
 
     def _inputs(self) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         if self.cursor.inputs:
             return
-        inputs = [
-            DatasetInput(
-                Dataset(
-                    name=entry["name"],
-                    digest=entry["digest"][:DIGEST_LIMIT],
-                    source_type="local",
-                    source=json.dumps({"uri": entry["path"]}),
-                    profile=json.dumps({"num_rows": entry["rows"]}),
-                ),
-                [InputTag("mlflow.data.context", entry["context"])],
-            )
-            for entry in self.manifest["datasets"]
-        ]
+        inputs = dataset_inputs(self.manifest)
         if inputs:
             self.client.log_inputs(self.cursor.mlflow_run_id, datasets=inputs)
         self.cursor.inputs = True
@@ -241,6 +227,7 @@ class Replica:
             if digest == event["digest"]:
                 continue
             tags = {"ckpt.path": event["path"], "ckpt.digest": event["digest"], "ckpt.bytes": str(event["bytes"])}
+            tags |= origin_tags(self.manifest)
             if model_id is None:
                 params = {
                     "step": str(event["step"]),
@@ -274,19 +261,26 @@ class Replica:
     def _nest(self) -> None:
         """Nests an evaluation under the run it evaluates, once that is in the store too.
 
-        A training run is not nested under the one whose weights it starts from: MLflow's pages fold children away.
+        A training run is not nested under the one whose weights it starts from: MLflow's pages fold children away. Its
+        starting weights are an input of it instead, which those pages show as well.
         """
-        if self.manifest["kind"] != "evaluate" or self.manifest["parent_run_id"] is None or self.cursor.parent is not None:
+        parent_id, evaluates = self.manifest["parent_run_id"], self.manifest["kind"] == "evaluate"
+        if parent_id is None or self.cursor.parent is not None or (not evaluates and self.state.status == "running"):
             return
-        parent = find_run(self.client, self.manifest["parent_run_id"])
+        parent = find_run(self.client, parent_id)
         if parent is not None:
-            self.client.set_tag(self.cursor.mlflow_run_id, "mlflow.parentRunId", parent.info.run_id)
+            if evaluates:
+                self.client.set_tag(self.cursor.mlflow_run_id, "mlflow.parentRunId", parent.info.run_id)
+            else:
+                log_base(self.client, parent, self.cursor.mlflow_run_id)
             self.cursor.parent = parent.info.run_id
             self._save()
 
     def _end(self) -> None:
         if self.cursor.status == self.state.status:
             return
+        for name, value in output_tags(self.run_dir).items():
+            self.client.set_tag(self.cursor.mlflow_run_id, name, value)
         if self.state.message:
             self.client.set_tag(self.cursor.mlflow_run_id, "lab.message", self.state.message)
         status, mlflow_run_id = _MLFLOW_STATUS[self.state.status], self.cursor.mlflow_run_id

@@ -24,7 +24,7 @@ from tunix_lab.lab.plan import missing_upstream
 from tunix_lab.lab.run_hooks import RunHooks
 from tunix_lab.lab.sources import project_paths
 from tunix_lab.lab.system_metrics import SystemMetrics
-from tunix_lab.lab.versioning import make_upstream, output_folder
+from tunix_lab.lab.versioning import dvc_digest, make_upstream, output_folder
 from tunix_lab.models.adapters import has_adapters, parameter_table
 from tunix_lab.models.config import ModelConfig
 from tunix_lab.models.decoder import Decoder
@@ -180,7 +180,7 @@ def _write_outputs(
     adapter = write_adapter(spec, folders.home, trainer.model, folders.base, out / ADAPTER)
     journal.event("output", path=_relative(out / "final", folders.home), digest=digest)
     record = {"run_id": journal.run_id, "name": spec.name, "params_digest": digest, "step": trainer.train_steps}
-    record |= {"model": _relative(out / "final", folders.home)}
+    record |= {"model": _relative(out / "final", folders.home), "dvc_digest": dvc_digest(out / "final")}
     if adapter is not None:
         record |= {"adapter": adapter | {"path": _relative(out / ADAPTER, folders.home)}}
     (journal.run_dir / "run.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
