@@ -124,7 +124,7 @@ class Graph:
             for link in self._out_of[folder].values():
                 if link.role not in PARTS and link.target not in targets:
                     targets.add(link.target)
-                    links.append(link)
+                    links.append(dataclasses.replace(link, role=f"{link.role} in {self.nodes[folder].label}"))
         return links
 
     def made_from(self, node: str) -> Branch:
