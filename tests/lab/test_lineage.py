@@ -156,6 +156,14 @@ def test_data_that_several_runs_used_over_time_names_them_all(project, ask):
     assert "also held" in gone["notes"][1]
 
 
+def test_a_trial_names_its_sweep_and_a_distilled_model_its_teacher(project, ask):
+    teacher = project.digest("outputs/dpo/final")
+    trial = project.train("sft", "sft-20261124-080000-eeee", out=False, **{"lab.trial": "sweep-sft-1/3", "dvc.teacher": teacher})
+    roles = {branch["path"]: branch["role"] for branch in ask(trial)["made_from"]}
+    assert (roles["sweep-sft-1"], roles["outputs/dpo/final"]) == ("trial of", "teacher")
+    assert find(ask("outputs/dpo/final")["used_by"], trial)["role"] == "teacher"
+
+
 def test_parts_are_told_by_content_where_the_listing_is_known(project, ask):
     path = DATA["dpo"][0]
     assert find(ask(path)["made_from"], "data/arithmetic/preference")["role"] == "part, by its path alone"

@@ -128,6 +128,8 @@ def _add_origin(graph: Graph, run: RunRecord, node: str, stage: Stage | None) ->
             graph.link(add_content(graph, None, hub), node, role)
     if parent is not None and not {"dvc.base", "dvc.model"} & tags.keys() and (stage is None or run.manifest["kind"] == "train"):
         graph.link(_add_parent(graph, parent), node, "model" if run.manifest["kind"] == "evaluate" else "base")
+    if "lab.trial" in tags:
+        graph.link(_add_parent(graph, tags["lab.trial"].partition("/")[0]), node, "trial of")
 
 
 def _add_parent(graph: Graph, run_id: str) -> str:

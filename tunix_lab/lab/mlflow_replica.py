@@ -81,6 +81,7 @@ class Replica:
         self._nest()
         if self.state.status != "running":
             self._artifacts(_LAST_ARTIFACTS)
+            self._base()
             self._end()
 
     def _save(self) -> None:
@@ -261,19 +262,24 @@ class Replica:
     def _nest(self) -> None:
         """Nests an evaluation under the run it evaluates, once that is in the store too.
 
-        A training run is not nested under the one whose weights it starts from: MLflow's pages fold children away. Its
-        starting weights are an input of it instead, which those pages show as well.
+        A training run is not nested under the one whose weights it starts from: MLflow's pages fold children away.
         """
-        parent_id, evaluates = self.manifest["parent_run_id"], self.manifest["kind"] == "evaluate"
-        if parent_id is None or self.cursor.parent is not None or (not evaluates and self.state.status == "running"):
+        if self.manifest["kind"] != "evaluate" or self.manifest["parent_run_id"] is None or self.cursor.parent is not None:
             return
-        parent = find_run(self.client, parent_id)
+        parent = find_run(self.client, self.manifest["parent_run_id"])
         if parent is not None:
-            if evaluates:
-                self.client.set_tag(self.cursor.mlflow_run_id, "mlflow.parentRunId", parent.info.run_id)
-            else:
-                log_base(self.client, parent, self.cursor.mlflow_run_id)
+            self.client.set_tag(self.cursor.mlflow_run_id, "mlflow.parentRunId", parent.info.run_id)
             self.cursor.parent = parent.info.run_id
+            self._save()
+
+    def _base(self) -> None:
+        """Makes the last checkpoint of the run whose weights this one starts from an input of it, once that is there too."""
+        if self.manifest["kind"] == "evaluate" or self.manifest["parent_run_id"] is None or self.cursor.base:
+            return
+        parent = find_run(self.client, self.manifest["parent_run_id"])
+        if parent is not None:
+            log_base(self.client, parent, self.cursor.mlflow_run_id)
+            self.cursor.base = True
             self._save()
 
     def _end(self) -> None:
