@@ -223,6 +223,14 @@ def test_the_lock_alone_tells_of_runs_that_lie_elsewhere(project, ask):
     assert "dpo" in paths(ask("outputs/dpo/final")["made_from"])
 
 
+def test_a_run_names_its_parent_when_all_else_is_gone(project, ask):
+    (project.home / "dvc.lock").unlink()
+    shutil.rmtree(project.home / "runs" / IDS["sft"])
+    shutil.rmtree(project.home / "outputs")
+    made = find(ask(IDS["dpo"])["made_from"], "outputs/sft/final")
+    assert (made["role"], [branch["path"] for branch in made["branches"]]) == ("base", [IDS["sft"]])
+
+
 def test_a_colleague_s_runs_come_from_the_tracking_store(project, ask, tracking_uri, monkeypatch, tmp_path):
     from tunix_lab.lab.mlflow_sync import push
 
