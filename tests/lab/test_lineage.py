@@ -187,6 +187,12 @@ def test_a_checkpoint_by_its_folder(project, ask):
         assert IDS["dpo"] in paths(answer["used_by"])
 
 
+def test_a_checkpoint_that_was_removed_is_still_known(project, ask):
+    shutil.rmtree(project.home / "checkpoints")
+    answer = ask(f"checkpoints/0123456789abcdef/{IDS['sft']}/10")
+    assert answer["node"]["id"] == f"checkpoint:{IDS['sft']}@10" and "not there any more" in answer["notes"][0]
+
+
 def test_exports(project, ask, tmp_path):
     folder = tmp_path / "shared"
     (folder / "sub").mkdir(parents=True)

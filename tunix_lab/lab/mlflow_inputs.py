@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import DatasetInput, Run
 
+PARAM_LIMIT = 500
 DIGEST_LIMIT = 36  # characters of a dataset's digest; DVC's longest has as many
 
 
@@ -32,6 +33,12 @@ def dataset_inputs(manifest: Mapping[str, Any]) -> "list[DatasetInput]":
         )
         for entry in manifest["datasets"]
     ]
+
+
+def param_text(value: Any) -> str:
+    """A parameter as MLflow keeps it."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:PARAM_LIMIT]
 
 
 def origin_tags(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tunix_lab.lab.journal import RunState
 from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint, remove_twin_checkpoints
 from tunix_lab.lab.mlflow_cursor import Cursor, new_values, save_cursor
-from tunix_lab.lab.mlflow_inputs import DIGEST_LIMIT, dataset_inputs, log_base, origin_tags, output_tags
+from tunix_lab.lab.mlflow_inputs import DIGEST_LIMIT, dataset_inputs, log_base, origin_tags, output_tags, param_text
 from tunix_lab.lab.mlflow_runs import create_run, find_run, remove_twins
 from tunix_lab.lab.mlflow_store import Store
 from tunix_lab.lab.mlflow_views import EVALUATE, experiment_tags, write_experiment_tags
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 BATCH = 900  # MLflow takes 1,000 metrics a request; a journal line has fewer than a hundred
-PARAM_LIMIT = 500
 SAMPLES = "samples/latest.json"
 # folder in the artifact store by file of the run directory
 _ARTIFACTS = {"spec.yaml": "spec", "resolved.yaml": "spec", "manifest.json": None, SAMPLES: "samples"}
@@ -122,7 +121,7 @@ class Replica:
 
         if self.cursor.attempt == self.state.attempt:
             return
-        params = {name: _param_text(value) for name, value in self.manifest["params"].items()}
+        params = {name: param_text(value) for name, value in self.manifest["params"].items()}
         tags = {
             "lab.kind": self.manifest["kind"],
             "lab.attempt": str(self.state.attempt),
@@ -296,8 +295,3 @@ class Replica:
         self.client.set_terminated(mlflow_run_id, status, end_time=self.state.ended_ms)
         self.cursor.status = self.state.status
         self._save()
-
-
-def _param_text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:PARAM_LIMIT]
