@@ -94,5 +94,5 @@ def test_sync_without_a_server_says_what_waits(invoke, make_run, train, monkeypa
     train(make_run())
     monkeypatch.setenv("TUNIX_LAB_TRACKING_URI", "http://127.0.0.1:9")
     out = invoke("sync", error=EnvironmentProblem)
-    assert "0 points pushed, 20 wait (pending: API request to http://127.0.0.1:9" in out
-    assert "1 of 1 runs are not in MLflow yet" in out
+    assert out.startswith("tracking server http://127.0.0.1:9 refuses the connection")
+    assert "1 run with 20 points waits" in out

@@ -10,6 +10,7 @@ from tunix_lab.cli.compare import compare
 from tunix_lab.cli.data import arithmetic, gsm8k, show_data, tokenizer
 from tunix_lab.cli.evaluate import evaluate
 from tunix_lab.cli.export import export
+from tunix_lab.cli.lineage import lineage
 from tunix_lab.cli.models import models
 from tunix_lab.cli.report import report
 from tunix_lab.cli.resume import resume
@@ -30,7 +31,7 @@ app = typer.Typer(
 )
 for verb in (
     *(run, resume, check, schema, show_data, models),
-    *(runs, compare, report, ui, sync, verify_resume),
+    *(runs, compare, report, lineage, ui, sync, verify_resume),
     *(evaluate, sample, export),
 ):
     app.command()(verb)

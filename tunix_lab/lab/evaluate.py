@@ -166,11 +166,24 @@ def _manifest(run_id: str, evaluation: Evaluation, found: ModelFolder, described
         "higher_is_better": True,
         "seed": 0,
         "params": described,
-        "tags": {"lab.git.dirty": str(git["dirty"]).lower(), **git_tags(git), **stage_tags()},
+        "tags": {
+            "lab.git.dirty": str(git["dirty"]).lower(),
+            **_model_tags(evaluation, found, home),
+            **git_tags(git),
+            **stage_tags(),
+        },
         "datasets": datasets,
         "git": git,
         **environment(),
     }
+
+
+def _model_tags(evaluation: Evaluation, found: ModelFolder, home: Path) -> dict[str, str]:
+    """The content of the models that are measured, as DVC shows it: a folder may hold another one later."""
+    tags = {"dvc.model": dvc_digest(found.folder)}
+    if evaluation.reference is not None:
+        tags["dvc.reference"] = dvc_digest(find_model(home, evaluation.reference).folder)
+    return tags
 
 
 def _experiment(found: ModelFolder, home: Path) -> str:

@@ -33,6 +33,7 @@ class Cursor:
       models: (model id, digest) by checkpoint step.
       artifacts: size and time of each pushed file by its path.
       parent: MLflow's id of the run that this one is nested under.
+      base: whether the checkpoint that the run starts from was pushed as its input.
       status: the final status that was pushed; None while the run is open there.
     """
 
@@ -45,6 +46,7 @@ class Cursor:
     models: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
     parent: str | None = None
+    base: bool = False
     status: str | None = None
 
 

@@ -14,7 +14,7 @@ from tunix_lab.lab import build, origin
 from tunix_lab.lab.journal import Journal, new_run_id, read_events, read_manifest
 from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_manifest
-from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
+from tunix_lab.lab.mlflow_sync import follower_problem, start_follower, wait_follower
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
 from tunix_lab.lab.report import write_report_at_end
 from tunix_lab.lab.resume import interrupted_run, require_same
@@ -23,6 +23,7 @@ from tunix_lab.lab.run_state import MANIFEST
 from tunix_lab.lab.stopping import Stopping
 from tunix_lab.lab.system_metrics import SystemMetrics
 from tunix_lab.lab.upstream import make_missing
+from tunix_lab.lab.versioning import dvc_digest
 from tunix_lab.models.adapters import has_adapters, parameter_table
 from tunix_lab.models.config import ModelConfig
 from tunix_lab.models.decoder import Decoder
@@ -39,12 +40,14 @@ class RunResult:
       out: folder with `final/`, metrics.json, the curves and run.json.
       metrics: last value of every train and eval metric.
       synced: whether the tracking store has everything; None if nothing was to be sent.
+      sync_problem: what was in the way of that, if something was.
     """
 
     run_id: str
     out: Path
     metrics: dict[str, float]
     synced: bool | None
+    sync_problem: str | None = None
 
 
 def run(
@@ -115,7 +118,7 @@ def run(
         journal.finish("finished")
         write_report_at_end(run_dir)  # while the lock is held: whoever replicates the run waits for it, and takes the page along
     synced = None if follower is None else wait_follower(follower, settings.sync_drain_seconds)
-    return RunResult(run_id, out, metrics, synced)
+    return RunResult(run_id, out, metrics, synced, None if synced is not False else follower_problem(run_dir))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +215,7 @@ def _write_outputs(
     adapter = write_adapter(spec, folders.home, trainer.model, folders.base, out / ADAPTER)
     journal.event("output", path=_relative(out / "final", folders.home), digest=digest)
     record = {"run_id": journal.run_id, "name": spec.name, "params_digest": digest, "step": trainer.train_steps}
-    record |= {"model": _relative(out / "final", folders.home)}
+    record |= {"model": _relative(out / "final", folders.home), "dvc_digest": dvc_digest(out / "final")}
     if adapter is not None:
         record |= {"adapter": adapter | {"path": _relative(out / ADAPTER, folders.home)}}
     (journal.run_dir / "run.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")

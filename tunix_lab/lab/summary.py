@@ -18,6 +18,7 @@ def print_result(result: RunResult, spec: ExperimentSpec) -> None:
             console.print(f"  {name:<20}{result.metrics[name]:.4g}")
     console.print(f"model    {result.out / 'final'}")
     if result.synced is False:
-        console.print(f"tracking not complete yet; it goes on in the background, or: tunix-lab sync {result.run_id}")
+        reason = f" ({result.sync_problem})" if result.sync_problem else "; it goes on in the background"
+        console.print(f"tracking not complete yet{reason}, or later: tunix-lab sync {result.run_id}", markup=False)
     console.print(f"report   runs/{result.run_id}/report.html")
     console.print("compare  tunix-lab ui, or tunix-lab compare RUN RUN")
