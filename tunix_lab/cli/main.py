@@ -14,6 +14,7 @@ from tunix_lab.cli.run import run
 from tunix_lab.cli.runs import runs
 from tunix_lab.cli.sample import sample
 from tunix_lab.cli.schema import schema
+from tunix_lab.cli.sweep import sweep
 from tunix_lab.cli.sync import sync
 from tunix_lab.cli.ui import ui
 from tunix_lab.errors import Stopped, UserError
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Post-train language models in JAX; every run is an experiment that can be found, compared and repeated.",
 )
-for verb in (run, check, schema, evaluate, sample, export, models, runs, ui, sync, show_data):
+for verb in (run, sweep, check, schema, evaluate, sample, export, models, runs, ui, sync, show_data):
     app.command()(verb)
 
 data = typer.Typer(no_args_is_help=True, help="Make datasets and a tokenizer.")

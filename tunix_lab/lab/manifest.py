@@ -72,6 +72,7 @@ def make_manifest(
     parent_run_id: str | None,
     rows: dict[str, int],
     devices: str,
+    trial: str | None = None,
 ) -> dict[str, Any]:
     """The manifest of a training run, as `lab.mlflow_sync` reads it.
 
@@ -83,6 +84,7 @@ def make_manifest(
       parent_run_id: run that made the starting weights.
       rows: number of rows by the same keys as `inputs.data`.
       devices: number and kind, for people.
+      trial: `<sweep id>/<number>`; None for a run that is no trial of a sweep.
     """
     git = git_state(home)
     tags = {
@@ -96,6 +98,7 @@ def make_manifest(
         **data_tags(spec, home, inputs.data),
         **git_tags(git),
         **stage_tags(),
+        **({} if trial is None else {"lab.trial": trial}),
         **spec.tracking.tags,
     }
     return {
@@ -104,6 +107,8 @@ def make_manifest(
         "experiment": spec.tracking.experiment,
         "kind": "train",
         "parent_run_id": parent_run_id,
+        "sweep": None if trial is None else trial.partition("/")[0],
+        "trial": trial,
         "description": spec.description,
         "algorithm": spec.algorithm.kind,
         "primary_metric": spec.tracking.primary_metric,

@@ -1,8 +1,33 @@
 """What a run needs before it can start: the upstream stages that have to be made first, in their order."""
 
+import sys
 from pathlib import Path
 
-from tunix_lab.lab.versioning import output_folder, stages
+from tunix_lab.errors import UserError
+from tunix_lab.lab.sources import project_paths
+from tunix_lab.lab.versioning import make_upstream, output_folder, stages
+from tunix_lab.spec import ExperimentSpec, upstream, upstreams
+
+
+def make_missing(spec: ExperimentSpec, home: Path) -> None:
+    """Makes the outputs of upstream experiments that are not there, and says so first.
+
+    Raises:
+      UserError: they cannot be made, or a file that the spec names does not exist.
+    """
+    for name in upstreams(spec):
+        plan = missing_upstream(home, name)
+        if plan or not output_folder(home, name).is_dir():
+            role = "starts from" if name == upstream(spec) else "learns from"
+            print(f"{spec.name} {role} the output of {name}, which is missing", file=sys.stderr)
+            print(f"plan: dvc repro {name} ({' → '.join(plan)}), then {spec.name}", file=sys.stderr, flush=True)
+            make_upstream(home, name)
+    optional = [spec.tokenizer.path, None if spec.samples is None else spec.samples.prompts]
+    for path in (home / name for name in (*optional, *project_paths(spec)) if name is not None):
+        if not path.exists():
+            raise UserError(
+                f"{path} does not exist: `dvc repro {spec.name}` makes what the experiment needs, or mend its path in the spec"
+            )
 
 
 def missing_upstream(home: Path, experiment: str | None) -> list[str]:

@@ -13,23 +13,21 @@ import jax
 from flax import nnx
 
 from tunix_lab.data.tokenizer import Tokenizer
-from tunix_lab.errors import EnvironmentProblem, Stopped, UserError
+from tunix_lab.errors import EnvironmentProblem, Stopped
 from tunix_lab.lab import build, origin
 from tunix_lab.lab.journal import Journal, list_runs, new_run_id, read_manifest
 from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_manifest
 from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
-from tunix_lab.lab.plan import missing_upstream
+from tunix_lab.lab.plan import make_missing
 from tunix_lab.lab.run_hooks import RunHooks
-from tunix_lab.lab.sources import project_paths
 from tunix_lab.lab.system_metrics import SystemMetrics
-from tunix_lab.lab.versioning import make_upstream, output_folder
 from tunix_lab.models.adapters import has_adapters, parameter_table
 from tunix_lab.models.config import ModelConfig
 from tunix_lab.models.decoder import Decoder
 from tunix_lab.sft.peft_trainer import PeftTrainer
-from tunix_lab.spec import ExperimentSpec, LabSettings, LoadedSpec, resolved_yaml, tracking_uri, upstream, upstreams
+from tunix_lab.spec import ExperimentSpec, LabSettings, LoadedSpec, resolved_yaml, tracking_uri
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +63,7 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
       Stopped: SIGINT or SIGTERM came; a checkpoint was saved.
     """
     spec = loaded.spec
-    _make_missing(spec, home)
+    make_missing(spec, home)
     use_compilation_cache(settings)
     mesh = build.build_mesh(spec)
     tokenizer = Tokenizer.load(origin.tokenizer_folder(spec, home))
@@ -73,7 +71,7 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
     base_folder = origin.base_folder(spec, home)  # last: a mistake in the data is told before gigabytes are fetched
     teacher_folder = origin.teacher_folder(spec, home)
     inputs = digest_inputs(spec, home, base_folder, tokenizer, teacher_folder)
-    run_id = None if fresh else interrupted_run(home, spec, inputs)
+    run_id = None if fresh else interrupted_run(home, spec, inputs, settings.trial)
     if run_id is not None:
         _say(f"continuing interrupted run {run_id} (--fresh starts anew)")
     run_id = run_id or new_run_id(spec.name)
@@ -89,6 +87,7 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
                 parent_run_id=_parent(base_folder),
                 rows={part.file.key: len(part.rows) for split in (data.train, data.validation) for part in split.parts},
                 devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                trial=settings.trial,
             )
             write_manifest(run_dir, manifest, loaded.source_text, resolved_yaml(spec))
             for part in (*data.train.parts, *data.validation.parts):
@@ -204,14 +203,17 @@ def use_compilation_cache(settings: LabSettings) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def interrupted_run(home: Path, spec: ExperimentSpec, inputs: Inputs) -> str | None:
-    """The newest run of this very experiment that has not finished; a changed input makes it another experiment."""
+def interrupted_run(home: Path, spec: ExperimentSpec, inputs: Inputs, trial: str | None = None) -> str | None:
+    """The newest run of this very experiment that has not finished; a changed input makes it another experiment.
+
+    A trial of a sweep goes on with its own run alone, and nothing else with that.
+    """
     identity = inputs.identity(spec)
     for state in list_runs(home):
         if state.status == "finished" or not (state.run_dir / "manifest.json").is_file():
             continue
         manifest = read_manifest(state.run_dir)
-        if manifest["name"] != spec.name or manifest.get("identity") is None:
+        if manifest["name"] != spec.name or manifest.get("identity") is None or manifest.get("trial") != trial:
             continue
         if manifest["identity"] == identity:
             if state.status == "running":
@@ -221,23 +223,6 @@ def interrupted_run(home: Path, spec: ExperimentSpec, inputs: Inputs) -> str | N
                 )
             return state.run_id
     return None
-
-
-def _make_missing(spec: ExperimentSpec, home: Path) -> None:
-    """Makes the outputs of upstream experiments that are not there, and says so first."""
-    for name in upstreams(spec):
-        plan = missing_upstream(home, name)
-        if plan or not output_folder(home, name).is_dir():
-            role = "starts from" if name == upstream(spec) else "learns from"
-            _say(f"{spec.name} {role} the output of {name}, which is missing")
-            _say(f"plan: dvc repro {name} ({' → '.join(plan)}), then {spec.name}")
-            make_upstream(home, name)
-    optional = [spec.tokenizer.path, None if spec.samples is None else spec.samples.prompts]
-    for path in (home / name for name in (*optional, *project_paths(spec)) if name is not None):
-        if not path.exists():
-            raise UserError(
-                f"{path} does not exist: `dvc repro {spec.name}` makes what the experiment needs, or mend its path in the spec"
-            )
 
 
 def _parent(base: Path | None) -> str | None:

@@ -147,9 +147,7 @@ class Trial:
 def trials_of(space: Space, settings: Sequence[Mapping[str, str]], first: int = 0) -> list[Trial]:
     """The trials of `settings`, which are the settings from number `first` on."""
     return [
-        Trial(
-            setting * space.seeds + index, setting, dict(values), None if "seed" in values else space.first_seed + index
-        )
+        Trial(setting * space.seeds + index, setting, dict(values), None if "seed" in values else space.first_seed + index)
         for setting, values in enumerate(settings, start=first)
         for index in range(space.seeds)
     ]
