@@ -10,7 +10,16 @@ from story_project import Project
 from tunix_lab.lab.journal import read_manifest, run_status
 
 pytestmark = pytest.mark.slow
-SMALL = ("--set", "training.max_steps=4", "--set", "optimizer.schedule={kind: constant}", "--set", "samples=null")
+SMALL = (
+    "--set",
+    "training.max_steps=4",
+    "--set",
+    "training.eval_every=4",
+    "--set",
+    "optimizer.schedule={kind: constant}",
+    "--set",
+    "samples=null",
+)
 
 
 def _mlflow(project: Project, sql: str) -> list[tuple]:
