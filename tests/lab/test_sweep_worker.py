@@ -103,7 +103,7 @@ def processes():
 
 
 def make(home, axes=RATES, *, method="grid", seeds=1, settings=None, **options):
-    return prepare(home / "spec.yaml", [], Space(method, axes, settings, seeds), home, **options)
+    return prepare(home / "spec.yaml", [], Space(method, axes, settings, seeds), home, LabSettings(), **options)
 
 
 def work(home, sweep_dir, jobs=1):

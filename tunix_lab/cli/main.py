@@ -17,7 +17,7 @@ from tunix_lab.cli.schema import schema
 from tunix_lab.cli.sweep import sweep
 from tunix_lab.cli.sync import sync
 from tunix_lab.cli.ui import ui
-from tunix_lab.errors import Stopped, UserError
+from tunix_lab.errors import Stopped, UserError, unwritable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,3 +45,9 @@ def main() -> None:
         # Whoever read the output has gone (`tunix-lab runs | head`); Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        problem = unwritable(error)
+        if problem is None:
+            raise
+        print(problem, file=sys.stderr)
+        sys.exit(problem.exit_code)

@@ -45,7 +45,7 @@ def sweep(
         raise UserError(f"sweep: choose one of {' and '.join('--' + method for method in given)}")
     method = given[0] if given else "grid"
     space = Space(method, tuple(chosen[method]), trials, seeds)
-    sweep_dir = find_sweep(home, join) if join else prepare(spec, overrides, space, home, fresh=fresh)
+    sweep_dir = find_sweep(home, join) if join else prepare(spec, overrides, space, home, settings, fresh=fresh)
     worker = Worker(sweep_dir, home, settings, jobs=jobs)
     if retry_failed:
         worker.queue.retry_failed()

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ _IMPATIENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "10",
 }
+_SQLITE = b"SQLite format 3\0"  # what such a file begins with
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "CRITICAL"}
 
 
@@ -70,13 +72,42 @@ def parse_store(tracking_uri: str) -> Store:
     if tracking_uri.startswith("sqlite:///") and len(tracking_uri) > len("sqlite:///"):
         file = Path(tracking_uri.removeprefix("sqlite:///")).expanduser().absolute()
         return Store(f"sqlite:///{file}", file)
-    parts = urlsplit(tracking_uri)
-    if parts.scheme in ("http", "https") and parts.hostname:
+    try:
+        parts = urlsplit(tracking_uri)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # no number, or none of a port
+        usable = False
+    if usable:
         return Store(tracking_uri.rstrip("/"), None)
+    shown = re.sub(r":[^:@/]*@", ":***@", tracking_uri)
     raise EnvironmentProblem(
-        f"tracking address {tracking_uri!r} cannot be used: it must be sqlite:///FILE or http(s)://HOST[:PORT] "
+        f"tracking address {shown!r} cannot be used: it must be sqlite:///FILE or http(s)://HOST[:PORT] "
         "(TUNIX_LAB_TRACKING_URI; unset, runs go to mlflow.db in the project folder)"
     )
+
+
+def check_store(tracking_uri: str) -> None:
+    """Looks at an address without MLflow, before a run begins. Whether a server answers does not matter then.
+
+    Raises:
+      EnvironmentProblem: the address can never work: its form is wrong, or its file is no database or cannot be made.
+    """
+    file = parse_store(tracking_uri).sqlite_file
+    if file is None:
+        return
+    remedy = "mend TUNIX_LAB_TRACKING_URI, or unset it"
+    if file.is_dir():
+        raise EnvironmentProblem(f"tracking store {file} is a folder, not a database; {remedy}")
+    above = next(folder for folder in file.parents if folder.exists())
+    if not above.is_dir():
+        raise EnvironmentProblem(f"tracking store {file}: {above} is not a folder; {remedy}")
+    if file.exists() and file.stat().st_size and _begin(file) != _SQLITE:
+        raise EnvironmentProblem(f"tracking store {file} is not a database; {remedy}, or move the file away")
+
+
+def _begin(file: Path) -> bytes:
+    with open(file, "rb") as content:
+        return content.read(len(_SQLITE))
 
 
 def open_store(store: Store) -> "MlflowClient":

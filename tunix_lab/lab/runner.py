@@ -21,9 +21,11 @@ from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_m
 from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
 from tunix_lab.lab.plan import make_missing
+from tunix_lab.lab.preflight import check_places
 from tunix_lab.lab.run_hooks import RunHooks
 from tunix_lab.lab.system_metrics import SystemMetrics
 from tunix_lab.models.adapters import has_adapters, parameter_table
+from tunix_lab.models.catalog import read_config
 from tunix_lab.models.config import ModelConfig
 from tunix_lab.models.decoder import Decoder
 from tunix_lab.sft.peft_trainer import PeftTrainer
@@ -63,6 +65,7 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
       Stopped: SIGINT or SIGTERM came; a checkpoint was saved.
     """
     spec = loaded.spec
+    check_places(home, settings, out)
     make_missing(spec, home)
     use_compilation_cache(settings)
     mesh = build.build_mesh(spec)
@@ -70,6 +73,9 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
     data = build.build_data(spec, home, tokenizer, settings.cache_dir / "tokenised")
     base_folder = origin.base_folder(spec, home)  # last: a mistake in the data is told before gigabytes are fetched
     teacher_folder = origin.teacher_folder(spec, home)
+    for folder in (base_folder, teacher_folder):
+        if folder is not None:
+            read_config(folder)  # a folder that is no model leaves no run behind
     inputs = digest_inputs(spec, home, base_folder, tokenizer, teacher_folder)
     run_id = None if fresh else interrupted_run(home, spec, inputs, settings.trial)
     if run_id is not None:

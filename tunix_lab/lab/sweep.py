@@ -19,12 +19,13 @@ from tunix_lab.lab.journal import find_run, list_runs, new_run_id, read_manifest
 from tunix_lab.lab.jsonl import write_atomically
 from tunix_lab.lab.manifest import environment, git_state, git_tags, write_manifest
 from tunix_lab.lab.plan import make_missing
+from tunix_lab.lab.preflight import check_places
 from tunix_lab.lab.sweep_queue import Queue
 from tunix_lab.lab.sweep_results import Ranking
 from tunix_lab.lab.sweep_space import Space, Trial, trials_of
 from tunix_lab.lab.sweep_tpe import require_optuna
 from tunix_lab.lab.versioning import stage_tags
-from tunix_lab.spec import LoadedSpec, SpecError, load, resolved_yaml, spec_hash
+from tunix_lab.spec import LabSettings, LoadedSpec, SpecError, load, resolved_yaml, spec_hash
 from tunix_lab.spec.errors import Place
 
 PLAN = "plan.json"
@@ -62,7 +63,9 @@ class Plan:
         return cls(value["name"], value["spec"], tuple(value["overrides"]), space, Ranking(**value["ranking"]))
 
 
-def prepare(spec: Path, overrides: Sequence[str], space: Space, home: Path, *, fresh: bool = False) -> Path:
+def prepare(
+    spec: Path, overrides: Sequence[str], space: Space, home: Path, settings: LabSettings, *, fresh: bool = False
+) -> Path:
     """The directory of this very sweep, made if there is none.
 
     A sweep with more random or TPE trials than before is the same sweep, which goes on.
@@ -72,6 +75,7 @@ def prepare(spec: Path, overrides: Sequence[str], space: Space, home: Path, *, f
       overrides: `section.field=value` for all trials.
       space: what to try; its first seed is taken from the spec.
       home: the project folder.
+      settings: tracking address, cache folder.
       fresh: make another one even if there is one already.
 
     Raises:
@@ -82,6 +86,7 @@ def prepare(spec: Path, overrides: Sequence[str], space: Space, home: Path, *, f
     if space.method == "tpe":
         require_optuna()
     checked = _check(spec, overrides, space, home)
+    check_places(home, settings)
     with _alone(home):
         for trial_spec in {spec_hash(each.spec): each.spec for each in checked}.values():
             make_missing(trial_spec, home)

@@ -1,6 +1,9 @@
 """Checkpoints of a run: written atomically by Orbax, believed only while they have the digest they were written with."""
 
+import errno
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from tunix_lab.errors import UserError
+from tunix_lab.errors import UserError, writing
 from tunix_lab.sft.train_state import Params, digest
 
 logger = logging.getLogger(__name__)
@@ -86,7 +89,9 @@ class CheckpointManager:
         }
         if variables:  # Orbax writes no empty trees
             items["variables"] = ocp.args.StandardSave(variables)
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with writing(self._manager.directory):
+            self._require_room(params, opt_state, variables)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._unreported = (step, params_digest)
         return True
 
@@ -130,7 +135,8 @@ class CheckpointManager:
     def wait(self) -> None:
         """Returns once everything is on disk."""
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            with writing(self._manager.directory):
+                self._manager.wait_until_finished()
             self._report()
 
     def close(self) -> None:
@@ -139,11 +145,18 @@ class CheckpointManager:
             self.wait()
             self._manager.close()
 
+    def _require_room(self, *trees: Any) -> None:
+        """Raises OSError where the disk is too full: Orbax would find out half-way, in threads of its own."""
+        free = shutil.disk_usage(self._manager.directory).free
+        if free < sum(array.nbytes for array in jax.tree.leaves(trees) if isinstance(array, jax.Array)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _report(self) -> None:
         if self._unreported is None:
             return
         step, params_digest = self._unreported
-        self._manager.wait_until_finished()
+        with writing(self._manager.directory):
+            self._manager.wait_until_finished()
         self._unreported = None
         if self._on_saved is not None:
             self._on_saved(step, Path(self._manager.directory) / str(step), params_digest)
