@@ -62,7 +62,8 @@ def explained(error: Exception, wanted: Wanted) -> UserError:
         case GatedRepoError():
             return EnvironmentProblem(
                 f"{name} is gated: accept its {'terms' if wanted.is_dataset else 'licence'} on {page}, then log in to that "
-                "account with `hf auth login` or HF_TOKEN (a fine-grained token also needs the permission to read gated repositories)"
+                "account with `hf auth login` or HF_TOKEN (a fine-grained token also needs the permission to read gated "
+                "repositories)"
             )
         case RepositoryNotFoundError():
             return UserError(

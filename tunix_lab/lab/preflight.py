@@ -1,5 +1,6 @@
 """Whether a run could write where it is going to: told before hours of training instead of after them. Changes nothing."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def check_places(home: Path, settings: LabSettings, out: Path | None = None) -> 
 def check_folder(folder: Path, role: str) -> None:
     """Whether a folder, or the nearest one above that exists, takes a new file. Raises EnvironmentProblem naming `role`."""
     folder = folder.absolute()
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # what may not be seen is not there
     try:
         with tempfile.TemporaryFile(dir=nearest):
             return
