@@ -41,9 +41,9 @@ def _room(ours: str = "", third: str = "", ours_inside: str = "", third_inside: 
 _JAX = "jax flax optax orbax numpy jaxtyping"
 _BELOW_TRAINERS = "models generate data tasks ops perf config"
 
-# Every room may import itself and the base: errors.py, _bounds.py, _lazy.py. "config" stands for every config.py.
+# Every room may import itself and the base: errors.py, _bounds.py, _hub_errors.py, _lazy.py. "config" stands for every config.py.
 ROOMS = {
-    "base": _room(third="annotated_types"),
+    "base": _room(third="annotated_types", third_inside="huggingface_hub"),
     "config": _room(third="annotated_types", ours_inside="sft.metrics_backends"),
     "ops": _room(third="jax numpy jaxtyping"),
     "perf": _room(third="jax numpy"),
@@ -60,7 +60,7 @@ ROOMS = {
     "lab": _room(
         ours=f"sft rl distillation spec {_BELOW_TRAINERS}",
         third=f"{_JAX} psutil rich",
-        third_inside="mlflow requests sqlalchemy ruamel dvc matplotlib jinja2",
+        third_inside="mlflow requests sqlalchemy ruamel dvc matplotlib jinja2 optuna",
     ),
     "cli": _room(ours="spec", third="typer rich", ours_inside="lab data tasks models.sizes models.footprint"),
     # The face of the package is lazy: its table names modules of every room, and imports none.
@@ -164,7 +164,7 @@ def room_of(module: str) -> str:
         return "face"
     if parts[-1] == "config":
         return "config"
-    return "base" if len(parts) == 1 and parts[0] in ("errors", "_bounds", "_lazy") else parts[0]
+    return "base" if len(parts) == 1 and parts[0] in ("errors", "_bounds", "_hub_errors", "_lazy") else parts[0]
 
 
 def is_face(module: str) -> bool:

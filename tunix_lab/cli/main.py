@@ -18,10 +18,11 @@ from tunix_lab.cli.run import run
 from tunix_lab.cli.runs import runs
 from tunix_lab.cli.sample import sample
 from tunix_lab.cli.schema import schema
+from tunix_lab.cli.sweep import sweep
 from tunix_lab.cli.sync import sync
 from tunix_lab.cli.ui import ui
 from tunix_lab.cli.verify_resume import verify_resume
-from tunix_lab.errors import Stopped, UserError
+from tunix_lab.errors import Stopped, UserError, unwritable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +31,7 @@ app = typer.Typer(
     help="Post-train language models in JAX; every run is an experiment that can be found, compared and repeated.",
 )
 for verb in (
-    *(run, resume, check, schema, show_data, models),
+    *(run, resume, sweep, check, schema, show_data, models),
     *(runs, compare, report, lineage, ui, sync, verify_resume),
     *(evaluate, sample, export),
 ):
@@ -53,3 +54,9 @@ def main() -> None:
         # Whoever read the output has gone (`tunix-lab runs | head`); Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        problem = unwritable(error)
+        if problem is None:
+            raise
+        print(problem, file=sys.stderr)
+        sys.exit(problem.exit_code)

@@ -81,6 +81,7 @@ def make_manifest(
     rows: dict[str, int],
     devices: str,
     out: str,
+    trial: str | None = None,
 ) -> dict[str, Any]:
     """The manifest of a training run, as `lab.mlflow_sync` reads it.
 
@@ -93,6 +94,7 @@ def make_manifest(
       rows: number of rows by the same keys as `inputs.data`.
       devices: number and kind, for people.
       out: folder of the outputs, relative to the project where it lies in it.
+      trial: `<sweep id>/<number>`; None for a run that is no trial of a sweep.
     """
     git = git_state(home)
     tags = {
@@ -106,6 +108,7 @@ def make_manifest(
         **data_tags(spec, home, inputs.data),
         **git_tags(git),
         **stage_tags(),
+        **({} if trial is None else {"lab.trial": trial}),
         **spec.tracking.tags,
     }
     return {
@@ -114,6 +117,8 @@ def make_manifest(
         "experiment": spec.tracking.experiment,
         "kind": "train",
         "parent_run_id": parent_run_id,
+        "sweep": None if trial is None else trial.partition("/")[0],
+        "trial": trial,
         "description": spec.description,
         "algorithm": spec.algorithm.kind,
         "primary_metric": spec.tracking.primary_metric,

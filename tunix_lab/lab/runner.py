@@ -16,6 +16,7 @@ from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_manifest
 from tunix_lab.lab.mlflow_sync import follower_problem, start_follower, wait_follower
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
+from tunix_lab.lab.preflight import check_places
 from tunix_lab.lab.report import write_report_at_end
 from tunix_lab.lab.resume import interrupted_run, require_same
 from tunix_lab.lab.run_hooks import RunHooks
@@ -25,6 +26,7 @@ from tunix_lab.lab.system_metrics import SystemMetrics
 from tunix_lab.lab.upstream import make_missing
 from tunix_lab.lab.versioning import dvc_digest
 from tunix_lab.models.adapters import has_adapters, parameter_table
+from tunix_lab.models.catalog import read_config
 from tunix_lab.models.config import ModelConfig
 from tunix_lab.models.decoder import Decoder
 from tunix_lab.sft.peft_trainer import PeftTrainer
@@ -75,6 +77,7 @@ def run(
       Stopped: a signal, a stop file or the budget ended it; a checkpoint was saved.
     """
     spec = loaded.spec
+    check_places(home, settings, out)
     make_missing(spec, home)
     use_compilation_cache(settings)
     mesh = build.build_mesh(spec)
@@ -82,12 +85,15 @@ def run(
     data = build.build_data(spec, home, tokenizer, settings.cache_dir / "tokenised")
     base_folder = origin.base_folder(spec, home)  # last: a mistake in the data is told before gigabytes are fetched
     teacher_folder = origin.teacher_folder(spec, home)
+    for folder in (base_folder, teacher_folder):
+        if folder is not None:
+            read_config(folder)  # a folder that is no model leaves no run behind
     inputs = digest_inputs(spec, home, base_folder, tokenizer, teacher_folder)
     if resumed is not None:
         require_same(read_manifest(resumed), spec, inputs)
         run_id = resumed.name
     else:
-        run_id = None if fresh else interrupted_run(home, spec, inputs)
+        run_id = None if fresh else interrupted_run(home, spec, inputs, settings.trial)
     if run_id is not None:
         _say(f"continuing interrupted run {run_id} (--fresh starts anew)")
     run_id = run_id or new_run_id(spec.name)
@@ -104,6 +110,7 @@ def run(
                 rows={part.file.key: len(part.rows) for split in (data.train, data.validation) for part in split.parts},
                 devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 out=_relative(out, home),
+                trial=settings.trial,
             )
             write_manifest(run_dir, manifest, loaded.source_text, resolved_yaml(spec))
         told = {event["source"] for event in read_events(run_dir) if event["kind"] == "ledger"}
