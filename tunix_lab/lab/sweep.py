@@ -18,7 +18,7 @@ from tunix_lab.errors import UserError
 from tunix_lab.lab.journal import find_run, list_runs, new_run_id, read_manifest
 from tunix_lab.lab.jsonl import write_atomically
 from tunix_lab.lab.manifest import environment, git_state, git_tags, write_manifest
-from tunix_lab.lab.plan import make_missing
+from tunix_lab.lab.upstream import make_missing
 from tunix_lab.lab.preflight import check_places
 from tunix_lab.lab.sweep_queue import Queue
 from tunix_lab.lab.sweep_results import Ranking
