@@ -18,6 +18,7 @@ from tunix_lab.lab.journal import Journal, new_run_id
 from tunix_lab.lab.manifest import environment, git_state, git_tags, write_manifest
 from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
 from tunix_lab.lab.outputs import ModelFolder, find_model
+from tunix_lab.lab.preflight import check_places
 from tunix_lab.lab.runner import use_compilation_cache
 from tunix_lab.lab.samples import Samples, load_scorer
 from tunix_lab.lab.versioning import dvc_digest, stage_tags
@@ -72,6 +73,7 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
     Raises:
       UserError: model or data cannot be used.
     """
+    check_places(home, settings, None if out is None else out.parent)
     use_compilation_cache(settings)
     for path in (evaluation.prompts, evaluation.pairs):
         if path is not None and not (home / path).is_file():

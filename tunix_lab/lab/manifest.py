@@ -55,6 +55,14 @@ class Inputs:
     base: str | None
     teacher: str | None = None
 
+    def described(self) -> dict[str, str | None]:
+        """The hashes by what they are of."""
+        return {f"data.{key}": digest for key, digest in self.data.items()} | {
+            "tokenizer": self.tokenizer,
+            "base": self.base,
+            "teacher": self.teacher,
+        }
+
     def identity(self, spec: ExperimentSpec) -> str:
         """sha256 of everything that must be the same for a run to be continued."""
         content = {"spec": resume_hash(spec), **dataclasses.asdict(self)}
@@ -72,6 +80,8 @@ def make_manifest(
     parent_run_id: str | None,
     rows: dict[str, int],
     devices: str,
+    out: str,
+    trial: str | None = None,
 ) -> dict[str, Any]:
     """The manifest of a training run, as `lab.mlflow_sync` reads it.
 
@@ -83,6 +93,8 @@ def make_manifest(
       parent_run_id: run that made the starting weights.
       rows: number of rows by the same keys as `inputs.data`.
       devices: number and kind, for people.
+      out: folder of the outputs, relative to the project where it lies in it.
+      trial: `<sweep id>/<number>`; None for a run that is no trial of a sweep.
     """
     git = git_state(home)
     tags = {
@@ -96,6 +108,7 @@ def make_manifest(
         **data_tags(spec, home, inputs.data),
         **git_tags(git),
         **stage_tags(),
+        **({} if trial is None else {"lab.trial": trial}),
         **spec.tracking.tags,
     }
     return {
@@ -104,12 +117,16 @@ def make_manifest(
         "experiment": spec.tracking.experiment,
         "kind": "train",
         "parent_run_id": parent_run_id,
+        "sweep": None if trial is None else trial.partition("/")[0],
+        "trial": trial,
         "description": spec.description,
         "algorithm": spec.algorithm.kind,
         "primary_metric": spec.tracking.primary_metric,
         "higher_is_better": spec.tracking.higher_is_better,
         "seed": spec.seed,
         "identity": inputs.identity(spec),
+        "inputs": inputs.described(),
+        "out": out,
         "params": _searchable(flatten(spec)),
         "tags": tags,
         "datasets": described(spec, home, inputs.data, rows),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunix_lab.lab.journal import RunState
 from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint, remove_twin_checkpoints
-from tunix_lab.lab.mlflow_cursor import Cursor, new_values, save_cursor
+from tunix_lab.lab.mlflow_cursor import Cursor, nested_under, new_values, save_cursor
 from tunix_lab.lab.mlflow_inputs import DIGEST_LIMIT, dataset_inputs, log_base, origin_tags, output_tags, param_text
 from tunix_lab.lab.mlflow_runs import create_run, find_run, remove_twins
 from tunix_lab.lab.mlflow_store import Store
@@ -31,6 +31,9 @@ _LAST_ARTIFACTS = {
     "metrics.json": None,
     "report.md": None,
     "report.html": None,
+    "sweep.csv": None,
+    "sweep.json": None,
+    "sweep.png": None,
 }
 _MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
@@ -259,13 +262,11 @@ class Replica:
             self._save()
 
     def _nest(self) -> None:
-        """Nests an evaluation under the run it evaluates, once that is in the store too.
-
-        A training run is not nested under the one whose weights it starts from: MLflow's pages fold children away.
-        """
-        if self.manifest["kind"] != "evaluate" or self.manifest["parent_run_id"] is None or self.cursor.parent is not None:
+        """Nests the run under its parent, see `nested_under`, once that is in the store too."""
+        above = nested_under(self.manifest)
+        if above is None or self.cursor.parent is not None:
             return
-        parent = find_run(self.client, self.manifest["parent_run_id"])
+        parent = find_run(self.client, above)
         if parent is not None:
             self.client.set_tag(self.cursor.mlflow_run_id, "mlflow.parentRunId", parent.info.run_id)
             self.cursor.parent = parent.info.run_id

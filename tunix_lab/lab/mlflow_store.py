@@ -32,6 +32,7 @@ QUIET = {
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the address may hold a password
 }
+_SQLITE = b"SQLite format 3\0"  # what such a file begins with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +79,12 @@ def parse_store(tracking_uri: str) -> Store:
     if tracking_uri.startswith("sqlite:///") and len(tracking_uri) > len("sqlite:///"):
         file = Path(tracking_uri.removeprefix("sqlite:///")).expanduser().absolute()
         return Store(f"sqlite:///{file}", file)
-    parts = urlsplit(tracking_uri)
-    if parts.scheme in ("http", "https") and parts.hostname:
+    try:
+        parts = urlsplit(tracking_uri)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # no number, or none of a port
+        usable = False
+    if usable:
         return Store(tracking_uri.rstrip("/"), None)
     shown = re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", tracking_uri)
     database = parts.scheme.partition("+")[0] in ("postgresql", "postgres", "mysql", "mssql")
@@ -88,6 +93,30 @@ def parse_store(tracking_uri: str) -> Store:
         f"tracking address {shown!r} cannot be used: it must be sqlite:///FILE or http(s)://HOST[:PORT]{hint} "
         "(TUNIX_LAB_TRACKING_URI; unset, runs go to mlflow.db in the project folder)"
     )
+
+
+def check_store(tracking_uri: str) -> None:
+    """Looks at an address without MLflow, before a run begins. Whether a server answers does not matter then.
+
+    Raises:
+      EnvironmentProblem: the address can never work: its form is wrong, or its file is no database or cannot be made.
+    """
+    file = parse_store(tracking_uri).sqlite_file
+    if file is None:
+        return
+    remedy = "mend TUNIX_LAB_TRACKING_URI, or unset it"
+    if file.is_dir():
+        raise EnvironmentProblem(f"tracking store {file} is a folder, not a database; {remedy}")
+    above = next(folder for folder in file.parents if folder.exists())
+    if not above.is_dir():
+        raise EnvironmentProblem(f"tracking store {file}: {above} is not a folder; {remedy}")
+    if file.exists() and file.stat().st_size and _begin(file) != _SQLITE:
+        raise EnvironmentProblem(f"tracking store {file} is not a database; {remedy}, or move the file away")
+
+
+def _begin(file: Path) -> bytes:
+    with open(file, "rb") as content:
+        return content.read(len(_SQLITE))
 
 
 def open_store(store: Store) -> "MlflowClient":

@@ -26,8 +26,10 @@ class LabSettings(BaseSettings):
       tracking_uri: where MLflow keeps runs; None: a database in the project folder, see `tracking_uri`.
       cache_dir: folder of caches (compiled programs among them).
       offline: never use the network.
+      stop_file: a file whose existence asks every run to save and stop, as some platforms announce a preemption; None: none.
       sync: "auto" replicates every run to the tracking store while it trains; "off" leaves that to `tunix-lab sync`.
       sync_drain_seconds: how long the end of a run waits for its replication.
+      trial: `<sweep id>/<number>` where the run is a trial of a sweep; `tunix-lab sweep` sets it.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
@@ -36,8 +38,10 @@ class LabSettings(BaseSettings):
     tracking_uri: str | None = None
     cache_dir: Folder = Field(default_factory=lambda: Path.home() / ".cache" / "tunix_lab")
     offline: bool = False
+    stop_file: Folder | None = None
     sync: Literal["auto", "off"] = "auto"
     sync_drain_seconds: Annotated[float, Ge(0)] = 20.0
+    trial: str | None = None
 
     def __init__(self, **values: Any) -> None:
         # Pydantic ignores a mistyped variable without a word.
