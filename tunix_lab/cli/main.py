@@ -6,10 +6,12 @@ import sys
 import typer
 
 from tunix_lab.cli.check import check
+from tunix_lab.cli.compare import compare
 from tunix_lab.cli.data import arithmetic, gsm8k, show_data, tokenizer
 from tunix_lab.cli.evaluate import evaluate
 from tunix_lab.cli.export import export
 from tunix_lab.cli.models import models
+from tunix_lab.cli.report import report
 from tunix_lab.cli.resume import resume
 from tunix_lab.cli.run import run
 from tunix_lab.cli.runs import runs
@@ -26,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Post-train language models in JAX; every run is an experiment that can be found, compared and repeated.",
 )
-for verb in (run, resume, check, schema, evaluate, sample, export, models, runs, ui, sync, verify_resume, show_data):
+for verb in (run, resume, check, schema, evaluate, sample, export, models, runs, compare, report, ui, sync, verify_resume, show_data):
     app.command()(verb)
 
 data = typer.Typer(no_args_is_help=True, help="Make datasets and a tokenizer.")

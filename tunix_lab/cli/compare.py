@@ -1,0 +1,134 @@
+"""`tunix-lab compare`: runs side by side, read from their directories alone."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tunix_lab.lab.compare import Cell, Column, Comparison, Difference
+
+_SAMPLES = 3
+_ACROSS = 4  # columns that a terminal has room for; more runs become lines
+_COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "killed": "yellow"}
+
+
+def compare(
+    run_ids: Annotated[list[str], typer.Argument(metavar="RUN_ID...", help="Runs: ids, or their beginning or end.", show_default=False)],
+    metrics: Annotated[
+        list[str], typer.Option("--metric", metavar="NAME", help="Only this metric; may be repeated.", show_default=False)
+    ] = [],  # noqa: B006 (never changed)
+    group: Annotated[
+        bool, typer.Option("--group", help="Runs that differ in the seed alone become mean ± standard deviation.")
+    ] = False,
+    samples: Annotated[
+        int | None, typer.Option(min=0, help=f"Prompts to show; {_SAMPLES} here, 16 on the page.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.html and the curves as PNG.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
+) -> None:
+    """Compare runs: metrics, what they differ in, curves, and answers to the same prompts."""
+    from tunix_lab.cli._project import open_project
+    from tunix_lab.lab.compare import compare as compare_runs
+    from tunix_lab.lab.compare import read_runs, to_json
+
+    comparison = compare_runs(read_runs(open_project().home, run_ids), metrics=metrics, group=group)
+    console = Console()
+    if as_json:
+        typer.echo(json.dumps(to_json(comparison, samples), indent=1, allow_nan=False))
+    else:
+        _print(console, comparison, _SAMPLES if samples is None else samples)
+    if out is not None:
+        from tunix_lab.lab.compare_page import SAMPLES, write_page
+
+        page, *charts = write_page(comparison, out, metrics=tuple(metrics), samples=SAMPLES if samples is None else samples)
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"{page} and {len(charts)} PNG files", markup=False)
+
+
+def _print(console: Console, comparison: "Comparison", samples: int) -> None:
+    console.print(_metrics(comparison))
+    console.print("[dim]last value; in brackets the best of the run @ its step, where it differs[/]")
+    for column in comparison.columns:
+        for note in column.notes:
+            console.print(f"[yellow]{escape(column.label)}: {escape(note)}[/]")
+    for title, found in (
+        ("Differences of the specs", comparison.settings),
+        ("Differences of data, weights, code and environment", comparison.surroundings),
+    ):
+        console.print()
+        console.print(_differences(title, found, comparison) if found else f"{title}: none")
+    if comparison.answers and samples:
+        _print_answers(console, comparison, samples)
+
+
+def _metrics(comparison: "Comparison") -> Table:
+    """Metrics by run, or runs by metric where there are too many to stand side by side."""
+    from tunix_lab.lab.headline import is_typical
+
+    facts = [("status", "step", "time"), *(_facts(column) for column in comparison.columns)]
+    heads = ["", *(f"[bold]{escape(column.label)}[/]" for column in comparison.columns)]
+    grid = [heads, *(list(row) for row in zip(*facts, strict=True))]
+    for name, cells in comparison.metrics.items():
+        grid.append([f"{name} (median)" if is_typical(name) else name, *map(_cell, cells)])
+    if len(comparison.columns) > _ACROSS:
+        grid = [list(row) for row in zip(*grid, strict=True)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, head in enumerate(grid[0]):
+        table.add_column(head, justify="right" if index else "left", overflow="fold")
+    for row in grid[1:]:
+        table.add_row(*row)
+    return table
+
+
+def _facts(column: "Column") -> tuple[str, str, str]:
+    """Status, step and time; of a group what its runs have in common."""
+    from tunix_lab.lab.headline import duration, number
+
+    statuses = dict.fromkeys(view.state.status for view in column.views)
+    status = " ".join(f"[{_COLOURS[name]}]{name}[/]" for name in statuses)
+    steps = ", ".join(dict.fromkeys(number(view.state.step) for view in column.views))
+    times = [view.duration_s for view in column.views if view.duration_s is not None]
+    return status, steps, duration(sum(times) / len(times)) if times else "–"
+
+
+def _cell(cell: "Cell | None") -> str:
+    from tunix_lab.lab.compare_page import cell_text
+
+    last, best = cell_text(cell)
+    value = f"[bold]{last}[/]" if cell is not None and cell.leads else last
+    return f"{value} [dim]{best}[/]" if best else value
+
+
+def _differences(title: str, found: "tuple[Difference, ...]", comparison: "Comparison") -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    across = len(comparison.columns) <= _ACROSS
+    grid = [["", *(column.label for column in comparison.columns)], *([entry.name, *entry.values] for entry in found)]
+    if not across:
+        grid = [list(row) for row in zip(*grid, strict=True)]
+    for head in grid[0]:
+        table.add_column(escape(head), overflow="fold")
+    for row in grid[1:]:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _print_answers(console: Console, comparison: "Comparison", samples: int) -> None:
+    from tunix_lab.lab.headline import number
+
+    differing = sum(answers.differ for answers in comparison.answers)
+    console.print(f"\n[bold]Samples[/]: {differing} of {len(comparison.answers)} prompts are answered differently")
+    for answers in comparison.answers[:samples]:
+        console.print(f"\n{escape(answers.prompt)}", style="bold", highlight=False)
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for column, row in zip(comparison.columns, answers.rows, strict=True):
+            if row is None:
+                table.add_row(escape(column.label), "", "[dim]–[/]")
+                continue
+            score = row.get("score")
+            shown = "" if score is None else number(score) if isinstance(score, int | float) else str(score)
+            table.add_row(escape(column.label), escape(shown), escape(str(row["completion"])))
+        console.print(table)
