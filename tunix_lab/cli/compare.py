@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 _SAMPLES = 3
 _ACROSS = 4  # columns that a terminal has room for; more runs become lines
+_METRICS = 5  # of runs that are lines
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "killed": "yellow"}
 
 
 def compare(
-    run_ids: Annotated[list[str], typer.Argument(metavar="RUN_ID...", help="Runs: ids, or their beginning or end.", show_default=False)],
+    run_ids: Annotated[
+        list[str], typer.Argument(metavar="RUN_ID...", help="Runs: ids, or their beginning or end.", show_default=False)
+    ],
     metrics: Annotated[
         list[str], typer.Option("--metric", metavar="NAME", help="Only this metric; may be repeated.", show_default=False)
     ] = [],  # noqa: B006 (never changed)
@@ -51,10 +54,12 @@ def compare(
 
 def _print(console: Console, comparison: "Comparison", samples: int) -> None:
     console.print(_metrics(comparison))
-    console.print("[dim]last value; in brackets the best of the run @ its step, where it differs[/]")
-    for column in comparison.columns:
-        for note in column.notes:
-            console.print(f"[yellow]{escape(column.label)}: {escape(note)}[/]")
+    console.print("[dim]last value; in brackets the best of the run and its step, where it differs; bold leads[/]")
+    if left_out := [name for name in comparison.metrics if name not in _shown(comparison)]:
+        console.print(f"[dim]not shown: {', '.join(left_out)} (--metric NAME, --json or --out DIR)[/]", highlight=False)
+    notes = [*comparison.caveats, *(f"{column.label}: {note}" for column in comparison.columns for note in column.notes)]
+    for note in notes:
+        console.print(f"[yellow]{escape(note)}[/]", highlight=False)
     for title, found in (
         ("Differences of the specs", comparison.settings),
         ("Differences of data, weights, code and environment", comparison.surroundings),
@@ -66,22 +71,43 @@ def _print(console: Console, comparison: "Comparison", samples: int) -> None:
 
 
 def _metrics(comparison: "Comparison") -> Table:
-    """Metrics by run, or runs by metric where there are too many to stand side by side."""
+    """Metrics by run, or numbered runs by metric where there are too many to stand side by side."""
     from tunix_lab.lab.headline import is_typical
 
+    many = len(comparison.columns) > _ACROSS
     facts = [("status", "step", "time"), *(_facts(column) for column in comparison.columns)]
-    heads = ["", *(f"[bold]{escape(column.label)}[/]" for column in comparison.columns)]
+    heads = [
+        "",
+        *(f"{number} {escape(column.label)}" if many else escape(column.label) for number, column in _numbered(comparison)),
+    ]
     grid = [heads, *(list(row) for row in zip(*facts, strict=True))]
-    for name, cells in comparison.metrics.items():
-        grid.append([f"{name} (median)" if is_typical(name) else name, *map(_cell, cells)])
-    if len(comparison.columns) > _ACROSS:
+    for name, cells in _shown(comparison).items():
+        head = f"{name} (median)" if is_typical(name) else name
+        grid.append(
+            [
+                head.replace("/", "/\n").replace(" ", "\n") if many else head,
+                *(_cell(cell, "\n" if many else " ") for cell in cells),
+            ]
+        )
+    if many:
         grid = [list(row) for row in zip(*grid, strict=True)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, head in enumerate(grid[0]):
-        table.add_column(head, justify="right" if index else "left", overflow="fold")
+        table.add_column(head, justify="right" if index else "left", overflow="fold", no_wrap=not index)
     for row in grid[1:]:
         table.add_row(*row)
     return table
+
+
+def _shown(comparison: "Comparison") -> "dict[str, tuple[Cell | None, ...]]":
+    """The metrics that there is room for."""
+    room = _METRICS if len(comparison.columns) > _ACROSS else len(comparison.metrics)
+    return dict(list(comparison.metrics.items())[:room])
+
+
+def _numbered(comparison: "Comparison") -> "enumerate[Column]":
+    """The columns with the numbers that stand for them where names take too much room."""
+    return enumerate(comparison.columns, 1)
 
 
 def _facts(column: "Column") -> tuple[str, str, str]:
@@ -95,24 +121,21 @@ def _facts(column: "Column") -> tuple[str, str, str]:
     return status, steps, duration(sum(times) / len(times)) if times else "–"
 
 
-def _cell(cell: "Cell | None") -> str:
+def _cell(cell: "Cell | None", between: str) -> str:
     from tunix_lab.lab.compare_page import cell_text
 
     last, best = cell_text(cell)
     value = f"[bold]{last}[/]" if cell is not None and cell.leads else last
-    return f"{value} [dim]{best}[/]" if best else value
+    return f"{value}{between}[dim]{best}[/]" if best else value
 
 
 def _differences(title: str, found: "tuple[Difference, ...]", comparison: "Comparison") -> Table:
+    many = len(comparison.columns) > _ACROSS
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
-    across = len(comparison.columns) <= _ACROSS
-    grid = [["", *(column.label for column in comparison.columns)], *([entry.name, *entry.values] for entry in found)]
-    if not across:
-        grid = [list(row) for row in zip(*grid, strict=True)]
-    for head in grid[0]:
+    for head in ("", *(str(number) if many else column.label for number, column in _numbered(comparison))):
         table.add_column(escape(head), overflow="fold")
-    for row in grid[1:]:
-        table.add_row(*map(escape, row))
+    for entry in found:
+        table.add_row(escape(entry.name), *map(escape, entry.values))
     return table
 
 

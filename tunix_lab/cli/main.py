@@ -28,7 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Post-train language models in JAX; every run is an experiment that can be found, compared and repeated.",
 )
-for verb in (run, resume, check, schema, evaluate, sample, export, models, runs, compare, report, ui, sync, verify_resume, show_data):
+_VERBS = (run, resume, check, schema, evaluate, sample, export, models, runs, compare, report, ui, sync, verify_resume, show_data)
+for verb in _VERBS:
     app.command()(verb)
 
 data = typer.Typer(no_args_is_help=True, help="Make datasets and a tokenizer.")

@@ -7,8 +7,12 @@ import typer
 
 
 def report(
-    run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="Run: its id, or the beginning or end of it.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="HTML file to write instead of report.html of the run.", show_default=False)] = None,
+    run_id: Annotated[
+        str, typer.Argument(metavar="RUN_ID", help="Run: its id, or the beginning or end of it.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write instead of report.html of the run.", show_default=False)
+    ] = None,
 ) -> None:
     """Write one self-contained HTML page: verdict, curves, samples, spec, lineage, times, checkpoints."""
     from tunix_lab.cli._project import open_project

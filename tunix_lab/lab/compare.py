@@ -6,12 +6,12 @@ Pure functions of what `run_view` reads.
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunix_lab.lab.answers import Answers, side_by_side
-from tunix_lab.lab.headline import chosen_metrics, higher_is_better, is_typical, strict_number, typical
+from tunix_lab.lab.headline import chosen_metrics, higher_is_better, is_typical, typical
 from tunix_lab.lab.journal import find_run
 from tunix_lab.lab.mlflow_checkpoints import short_name
 from tunix_lab.lab.run_view import RunView, read_run
@@ -82,6 +82,7 @@ class Comparison:
       settings: fields of the spec that differ.
       surroundings: data, starting weights, code and environment, where they differ.
       answers: the latest samples by prompt; those that tell most come first.
+      caveats: why numbers must not be compared as they stand.
     """
 
     columns: tuple[Column, ...]
@@ -89,11 +90,17 @@ class Comparison:
     settings: tuple[Difference, ...]
     surroundings: tuple[Difference, ...]
     answers: tuple[Answers, ...]
+    caveats: tuple[str, ...]
 
     @property
     def views(self) -> tuple[RunView, ...]:
         """All runs."""
         return tuple(view for column in self.columns for view in column.views)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether a column holds several runs."""
+        return len(self.views) > len(self.columns)
 
 
 def read_runs(home: Path, names: Sequence[str]) -> list[RunView]:
@@ -123,14 +130,36 @@ def compare(views: Sequence[RunView], *, metrics: Sequence[str] = (), group: boo
         _differences(columns, _settings),
         _differences(columns, surroundings),
         side_by_side([_representative(column) for column in columns]),
+        tuple(_caveats(columns, views)),
     )
+
+
+def _caveats(columns: Sequence[Column], views: Sequence[RunView]) -> Iterator[str]:
+    algorithms = _algorithms(views)
+    if len(algorithms) > 1:
+        yield f"Their algorithms differ ({', '.join(algorithms)}): losses measure different things, so none leads."
+    judged = {json.dumps(sorted(e["digest"] for e in _datasets(view) if e["context"] != "train")) for view in views}
+    if len(judged) > 1:
+        yield "They were evaluated on different data."
+    for column in columns:
+        if len(column.views) == 1 and column.views[0].state.status != "finished":
+            state = column.views[0].state
+            yield f"{column.label} is {state.status} at step {state.step}: its last values are not those of a whole run."
+
+
+def _algorithms(views: Sequence[RunView]) -> list[str]:
+    return list(dict.fromkeys(str(view.manifest.get("algorithm")) for view in views))
+
+
+def _datasets(view: RunView) -> list[dict[str, Any]]:
+    return view.manifest.get("datasets") or []
 
 
 def surroundings(view: RunView) -> dict[str, Any]:
     """What a run met that its spec does not say: digests of its inputs, code, versions, devices."""
     manifest = view.manifest
     git = manifest.get("git") or {}
-    found = {f"data.{entry['context']} ({entry['path']})": entry["digest"] for entry in manifest.get("datasets") or []}
+    found = {f"data.{entry['context']} ({entry['path']})": entry["digest"] for entry in _datasets(view)}
     tags = ("dvc.base", "lab.base_commit", "dvc.teacher", "lab.teacher_commit", "dvc.tokenizer", "lab.tokenizer", "lab.devices")
     found |= {name: view.tags[name] for name in tags if name in view.tags}
     found |= {f"git.{name}": git[name] for name in ("commit", "dirty") if name in git}
@@ -186,7 +215,7 @@ def _group(label: str, members: Sequence[RunView]) -> Column:
 def _cells(name: str, columns: Sequence[Column], views: Sequence[RunView]) -> tuple[Cell | None, ...]:
     higher = None if is_typical(name) else higher_is_better(name, views)
     cells = [_cell(name, column, higher) for column in columns]
-    if higher is None:
+    if higher is None or (name.endswith("loss") and len(_algorithms(views)) > 1):
         return tuple(cells)
     sign = 1 if higher else -1
     finals = [-math.inf if cell is None or math.isnan(cell.last.value) else sign * cell.last.value for cell in cells]
@@ -241,36 +270,3 @@ def _text(fields: dict[str, Any], name: str) -> str:
 def _representative(column: Column) -> RunView:
     """The run whose answers stand for a group: its first that counts."""
     return (column.counted or column.views)[0]
-
-
-def to_json(comparison: Comparison, samples: int | None = None) -> dict[str, Any]:
-    """The comparison as JSON values; a number that is not finite is null."""
-    return {
-        "columns": [
-            {
-                "label": column.label,
-                "runs": [_run_json(view) for view in column.views],
-                "counted": [view.run_id for view in column.counted],
-                "notes": list(column.notes),
-                "metrics": {
-                    name: _cell_json(cells[index]) for name, cells in comparison.metrics.items() if cells[index] is not None
-                },
-            }
-            for index, column in enumerate(comparison.columns)
-        ],
-        "settings": {difference.name: list(difference.values) for difference in comparison.settings},
-        "surroundings": {difference.name: list(difference.values) for difference in comparison.surroundings},
-        "samples": [dataclasses.asdict(answers) for answers in comparison.answers[:samples]],
-    }
-
-
-def _run_json(view: RunView) -> dict[str, Any]:
-    state = view.state
-    return {"run_id": view.run_id, "status": state.status, "step": state.step, "duration_s": view.duration_s}
-
-
-def _cell_json(cell: Cell) -> dict[str, Any]:
-    def plain(number: Number | None) -> dict[str, Any] | None:
-        return None if number is None else {"value": strict_number(number.value), "std": strict_number(number.std), "n": number.n}
-
-    return {"last": plain(cell.last), "best": plain(cell.best), "best_step": cell.best_step}

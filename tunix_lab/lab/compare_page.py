@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
-from tunix_lab.lab.compare import Cell, Comparison, Number
+from tunix_lab.lab.compare import Cell, Column, Comparison, Number
 from tunix_lab.lab.headline import is_typical, number
+from tunix_lab.lab.mlflow_checkpoints import short_name
 from tunix_lab.lab.page import render
 from tunix_lab.lab.plots import COLOURS, MAX_PANELS, Panel, Series, panel, to_svg, write_png
+from tunix_lab.lab.run_view import RunView
 
 PAGE = "compare.html"
 SAMPLES = 16
@@ -35,7 +37,8 @@ def write_page(comparison: Comparison, folder: Path, *, metrics: tuple[str, ...]
             title=", ".join(column.label for column in comparison.columns),
             comparison=comparison,
             cells={name: [cell_text(cell) for cell in cells] for name, cells in comparison.metrics.items()},
-            colours_of={view.run_id: index for index, view in enumerate(comparison.views)},
+            colours_of={view.run_id: index for index, column in enumerate(comparison.columns) for view in column.views},
+            grouped=comparison.is_grouped,
             panels=[(chart, to_svg(chart)) for chart in drawn],
             not_drawn=[chart.title for chart in panels[len(drawn) :]],
             answers=comparison.answers[:samples],
@@ -68,16 +71,21 @@ def number_text(value: Number) -> str:
     return number(value.value) if value.std is None else f"{number(value.value)} ± {number(float(f'{value.std:.2g}'))}"
 
 
+def _label(column: Column, view: RunView) -> str:
+    return column.label if len(column.views) == 1 else short_name(view.run_id)
+
+
 def _panels(comparison: Comparison, metrics: tuple[str, ...]) -> list[Panel]:
-    """A panel for each metric, every run a line of its own colour; headlines first."""
+    """A panel for each metric, every run a line in the colour of its column; headlines first."""
     views = comparison.views
     others = sorted({name for view in views for name in view.curves if not name.startswith(_NOT_DRAWN)})
-    names = metrics or tuple(dict.fromkeys([*comparison.metrics, *(name for name in others)]))
+    names = metrics or tuple(dict.fromkeys([*comparison.metrics, *others]))
     found = []
     for name in names:
         lines = [
-            Series(view.run_id, view.curves[name], index, sparse=name.startswith("eval/"))
-            for index, view in enumerate(views)
+            Series(_label(column, view), view.curves[name], index, sparse=name.startswith("eval/"))
+            for index, column in enumerate(comparison.columns)
+            for view in column.views
             if name in view.curves
         ]
         if any(len(line.curve.steps) > 1 for line in lines):

@@ -15,10 +15,15 @@ def render(template: str, **content: Any) -> str:
     """The page that `template` makes of `content`. SVG alone is taken as it is; it is passed through `|safe` there."""
     from jinja2 import Environment, FileSystemLoader
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "duration": duration, "size": size, "when": _when, "shorten": _shorten, "plain": _plain}
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "number": number,
+        "duration": duration,
+        "size": size,
+        "when": _when,
+        "shorten": _shorten,
+        "plain": _plain,
+    }
     return environment.get_template(template).render(colours=COLOURS, **content)
 
 

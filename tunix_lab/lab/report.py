@@ -76,7 +76,9 @@ def _tiles(view: RunView, timings: Timings) -> list[tuple[str, str, str]]:
     if timings.tokens_per_s is not None:
         tiles.append(("tokens/s", number(timings.tokens_per_s), f"{number(timings.step_s)} s an update"))
     if timings.active_s:
-        tiles.append(("time", duration(timings.active_s), f"{len(timings.attempts)} attempts" if len(timings.attempts) > 1 else ""))
+        tiles.append(
+            ("time", duration(timings.active_s), f"{len(timings.attempts)} attempts" if len(timings.attempts) > 1 else "")
+        )
     return tiles
 
 
@@ -154,7 +156,9 @@ def _lineage(view: RunView) -> list[tuple[str, str]]:
     parent = view.manifest.get("parent_run_id")
     while isinstance(parent, str) and parent not in (run_id for run_id, _ in line):
         manifest = _manifest_beside(view, parent)
-        remark = "its directory is not here" if manifest is None else str(manifest.get("description") or manifest.get("algorithm"))
+        remark = (
+            "its directory is not here" if manifest is None else str(manifest.get("description") or manifest.get("algorithm"))
+        )
         line.append((parent, remark))
         parent = None if manifest is None else manifest.get("parent_run_id")
     return line[::-1]

@@ -16,6 +16,7 @@ from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_manifest
 from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
+from tunix_lab.lab.report import write_report_at_end
 from tunix_lab.lab.resume import interrupted_run, require_same
 from tunix_lab.lab.run_hooks import RunHooks
 from tunix_lab.lab.run_state import MANIFEST
@@ -111,6 +112,8 @@ def run(
         folders = Folders(home, settings.cache_dir, base_folder, teacher_folder, out)
         stopping = Stopping(run_dir, settings.stop_file, spec.training.budget_s)
         metrics = _execute(spec, folders, journal, mesh, tokenizer, data, inputs, stopping)
+        journal.finish("finished")
+        write_report_at_end(run_dir)  # while the lock is held: whoever replicates the run waits for it, and takes the page along
     synced = None if follower is None else wait_follower(follower, settings.sync_drain_seconds)
     return RunResult(run_id, out, metrics, synced)
 

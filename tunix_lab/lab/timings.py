@@ -85,7 +85,9 @@ def read_timings(view: RunView) -> Timings:
     )
 
 
-def _attempt(start: dict[str, Any], lines: list[MetricLine], events: list[dict[str, Any]], view: RunView, is_last: bool) -> Attempt:
+def _attempt(
+    start: dict[str, Any], lines: list[MetricLine], events: list[dict[str, Any]], view: RunView, is_last: bool
+) -> Attempt:
     trained = [line.step for line in lines if STEP_TIME in line.values or any(name.startswith("train/") for name in line.values)]
     resumed = [event["step"] for event in events if event["kind"] == "resumed"]
     finishes = [event for event in events if event["kind"] == "finish"]

@@ -33,7 +33,9 @@ def warnings(view: RunView) -> list[str]:
         found.append(f"It was started {attempts} times; see Attempts.")
     git = view.manifest.get("git") or {}
     if git.get("dirty"):
-        kept = "the difference is kept in dirty.patch" if (view.state.run_dir / "dirty.patch").is_file() else "with new files alone"
+        kept = (
+            "the difference is kept in dirty.patch" if (view.state.run_dir / "dirty.patch").is_file() else "with new files alone"
+        )
         found.append(f"The code was not committed: {kept}.")
     elif view.manifest and not git.get("commit"):
         found.append("The code was in no git repository, so nothing tells its version.")
