@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 3
 _ACROSS = 4  # columns that a terminal has room for; more runs become lines
-_METRICS = 5  # of runs that are lines
+_METRICS = 4  # of runs that are lines
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "killed": "yellow"}
 
 
@@ -37,11 +37,13 @@ def compare(
     """Compare runs: metrics, what they differ in, curves, and answers to the same prompts."""
     from tunix_lab.cli._project import open_project
     from tunix_lab.lab.compare import compare as compare_runs
-    from tunix_lab.lab.compare import read_runs, to_json
+    from tunix_lab.lab.compare import read_runs
 
     comparison = compare_runs(read_runs(open_project().home, run_ids), metrics=metrics, group=group)
     console = Console()
     if as_json:
+        from tunix_lab.lab.compare_json import to_json
+
         typer.echo(json.dumps(to_json(comparison, samples), indent=1, allow_nan=False))
     else:
         _print(console, comparison, _SAMPLES if samples is None else samples)
@@ -76,19 +78,12 @@ def _metrics(comparison: "Comparison") -> Table:
 
     many = len(comparison.columns) > _ACROSS
     facts = [("status", "step", "time"), *(_facts(column) for column in comparison.columns)]
-    heads = [
-        "",
-        *(f"{number} {escape(column.label)}" if many else escape(column.label) for number, column in _numbered(comparison)),
-    ]
-    grid = [heads, *(list(row) for row in zip(*facts, strict=True))]
+    labels = [f"{number} {column.label}" if many else column.label for number, column in _numbered(comparison)]
+    grid = [["", *map(escape, labels)], *(list(row) for row in zip(*facts, strict=True))]
     for name, cells in _shown(comparison).items():
         head = f"{name} (median)" if is_typical(name) else name
-        grid.append(
-            [
-                head.replace("/", "/\n").replace(" ", "\n") if many else head,
-                *(_cell(cell, "\n" if many else " ") for cell in cells),
-            ]
-        )
+        head = head.replace("/", "/\n").replace(" ", "\n") if many else head
+        grid.append([head, *(_cell(cell, "\n" if many else " ") for cell in cells)])
     if many:
         grid = [list(row) for row in zip(*grid, strict=True)]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -101,8 +96,12 @@ def _metrics(comparison: "Comparison") -> Table:
 
 def _shown(comparison: "Comparison") -> "dict[str, tuple[Cell | None, ...]]":
     """The metrics that there is room for."""
-    room = _METRICS if len(comparison.columns) > _ACROSS else len(comparison.metrics)
-    return dict(list(comparison.metrics.items())[:room])
+    from tunix_lab.lab.headline import THROUGHPUT
+
+    if len(comparison.columns) <= _ACROSS:
+        return comparison.metrics
+    first = list(comparison.metrics)[:_METRICS]
+    return {name: cells for name, cells in comparison.metrics.items() if name in (*first, THROUGHPUT)}
 
 
 def _numbered(comparison: "Comparison") -> "enumerate[Column]":

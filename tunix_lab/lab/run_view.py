@@ -1,4 +1,4 @@
-"""Everything that the directory of a run says, read once, for those who show it. Whatever is missing or broken is told, not raised."""
+"""Everything that the directory of a run says, read once for those who show it. What is missing or broken is told, not raised."""
 
 import dataclasses
 import json
