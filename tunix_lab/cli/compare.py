@@ -48,9 +48,9 @@ def compare(
     else:
         _print(console, comparison, _SAMPLES if samples is None else samples)
     if out is not None:
-        from tunix_lab.lab.compare_page import SAMPLES, write_page
+        from tunix_lab.lab.compare_page import SAMPLES, write_comparison
 
-        page, *charts = write_page(comparison, out, metrics=tuple(metrics), samples=SAMPLES if samples is None else samples)
+        page, *charts = write_comparison(comparison, out, metrics=tuple(metrics), samples=SAMPLES if samples is None else samples)
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"{page} and {len(charts)} PNG files", markup=False)
 
 
@@ -144,7 +144,7 @@ def _print_answers(console: Console, comparison: "Comparison", samples: int) -> 
     differing = sum(answers.differ for answers in comparison.answers)
     console.print(f"\n[bold]Samples[/]: {differing} of {len(comparison.answers)} prompts are answered differently")
     for answers in comparison.answers[:samples]:
-        console.print(f"\n{escape(answers.prompt)}", style="bold", highlight=False)
+        console.print(f"\n{escape(_printable(answers.prompt))}", style="bold", highlight=False)
         table = Table(box=None, pad_edge=False, show_header=False)
         for column, row in zip(comparison.columns, answers.rows, strict=True):
             if row is None:
@@ -152,5 +152,10 @@ def _print_answers(console: Console, comparison: "Comparison", samples: int) -> 
                 continue
             score = row.get("score")
             shown = "" if score is None else number(score) if isinstance(score, int | float) else str(score)
-            table.add_row(escape(column.label), escape(shown), escape(str(row["completion"])))
+            table.add_row(escape(column.label), escape(shown), escape(_printable(str(row["completion"]))))
         console.print(table)
+
+
+def _printable(text: str) -> str:
+    """What a model says must not steer the terminal."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,11 +39,19 @@ def side_by_side(views: Sequence[RunView]) -> tuple[Answers, ...]:
 
 
 def over_steps(view: RunView) -> tuple[tuple[int, ...], tuple[Answers, ...]]:
-    """The first, middle and last step that have samples, and the answers at them by prompt; those that changed come first."""
+    """The first, middle and last step that have samples, and the answers at them by prompt.
+
+    Those with the lowest scores come first, among them those that changed.
+    """
     steps = list(view.samples)
     chosen = tuple(dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]])) if steps else ()
     answers = _aligned([view.samples[step] for step in chosen])
-    return chosen, tuple(sorted(answers, key=lambda answer: answer.agree))
+    return chosen, tuple(sorted(answers, key=lambda answer: (_score(answer.rows[-1]), answer.agree)))
+
+
+def _score(row: dict[str, Any] | None) -> float:
+    score = None if row is None else row.get("score")
+    return score if isinstance(score, int | float) else math.inf
 
 
 def _aligned(tables: Sequence[Rows]) -> tuple[Answers, ...]:

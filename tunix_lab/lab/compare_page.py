@@ -6,7 +6,7 @@ from pathlib import Path
 from tunix_lab.lab.compare import Cell, Column, Comparison, Number
 from tunix_lab.lab.headline import is_typical, number
 from tunix_lab.lab.mlflow_checkpoints import short_name
-from tunix_lab.lab.page import render
+from tunix_lab.lab.page import write_page
 from tunix_lab.lab.plots import COLOURS, MAX_PANELS, Panel, Series, panel, to_svg, write_png
 from tunix_lab.lab.run_view import RunView
 
@@ -15,7 +15,9 @@ SAMPLES = 16
 _NOT_DRAWN = ("system/", "perf/wait_s", "perf/data_s", "train/empty_batches")
 
 
-def write_page(comparison: Comparison, folder: Path, *, metrics: tuple[str, ...] = (), samples: int = SAMPLES) -> list[Path]:
+def write_comparison(
+    comparison: Comparison, folder: Path, *, metrics: tuple[str, ...] = (), samples: int = SAMPLES
+) -> list[Path]:
     """Writes compare.html and a PNG for each of its charts into `folder`.
 
     Args:
@@ -27,26 +29,23 @@ def write_page(comparison: Comparison, folder: Path, *, metrics: tuple[str, ...]
     Returns:
       The files written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     panels = _panels(comparison, metrics)
     drawn = panels if metrics else panels[:MAX_PANELS]
     page = folder / PAGE
-    page.write_text(
-        render(
-            "compare.html.jinja",
-            title=", ".join(column.label for column in comparison.columns),
-            comparison=comparison,
-            cells={name: [cell_text(cell) for cell in cells] for name, cells in comparison.metrics.items()},
-            colours_of={view.run_id: index for index, column in enumerate(comparison.columns) for view in column.views},
-            grouped=comparison.is_grouped,
-            panels=[(chart, to_svg(chart)) for chart in drawn],
-            not_drawn=[chart.title for chart in panels[len(drawn) :]],
-            answers=comparison.answers[:samples],
-            n_differ=sum(answers.differ for answers in comparison.answers),
-            is_typical=is_typical,
-            n_colours=len(COLOURS),
-        ),
-        "utf-8",
+    write_page(
+        page,
+        "compare.html.jinja",
+        title=", ".join(column.label for column in comparison.columns),
+        comparison=comparison,
+        cells={name: [cell_text(cell) for cell in cells] for name, cells in comparison.metrics.items()},
+        colours_of={view.run_id: index for index, column in enumerate(comparison.columns) for view in column.views},
+        grouped=comparison.is_grouped,
+        panels=[(chart, to_svg(chart)) for chart in drawn],
+        not_drawn=[chart.title for chart in panels[len(drawn) :]],
+        answers=comparison.answers[:samples],
+        n_differ=sum(answers.differ for answers in comparison.answers),
+        is_typical=is_typical,
+        n_colours=len(COLOURS),
     )
     files = [folder / (re.sub(r"[^\w.-]", "-", chart.title) + ".png") for chart in drawn]
     for chart, file in zip(drawn, files, strict=True):

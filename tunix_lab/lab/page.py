@@ -5,10 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from tunix_lab.lab.headline import duration, number, size
+from tunix_lab.lab.jsonl import write_atomically
 from tunix_lab.lab.plots import COLOURS
 
 TEMPLATES = Path(__file__).with_name("templates")
 _MAX_CHARACTERS = 2000  # of a completion
+
+
+def write_page(file: Path, template: str, **content: Any) -> None:
+    """Writes the page that `template` makes of `content` to `file`, whose folder is made if missing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, render(template, **content).encode("utf-8", "replace"))
 
 
 def render(template: str, **content: Any) -> str:

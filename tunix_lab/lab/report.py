@@ -8,7 +8,7 @@ from tunix_lab.errors import UserError
 from tunix_lab.lab.answers import over_steps
 from tunix_lab.lab.headline import THROUGHPUT, duration, headline_metrics, higher_is_better, is_typical, number, typical
 from tunix_lab.lab.mlflow_checkpoints import short_name
-from tunix_lab.lab.page import render
+from tunix_lab.lab.page import write_page
 from tunix_lab.lab.plots import MAX_PANELS, Panel, Series, panel, to_svg
 from tunix_lab.lab.run_state import read_manifest
 from tunix_lab.lab.run_view import RunView, leaves, read_run
@@ -24,9 +24,7 @@ _MODES = ("train", "eval")
 
 def write_report(run_dir: Path, out: Path, *, ignore_lock: bool = False) -> None:
     """Writes the page of the run in `run_dir` to the file `out`; `ignore_lock` is for the one who holds the run's lock."""
-    text = render("report.html.jinja", **_content(read_run(run_dir, ignore_lock=ignore_lock)))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, "utf-8")
+    write_page(out, "report.html.jinja", **_content(read_run(run_dir, ignore_lock=ignore_lock)))
 
 
 def write_report_at_end(run_dir: Path) -> None:

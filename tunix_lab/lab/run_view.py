@@ -176,4 +176,9 @@ def _read_samples(run_dir: Path, problems: list[str]) -> dict[int, Rows]:
 def _checked(rows: Sequence[Any]) -> Rows:
     if not all(isinstance(row, dict) and "completion" in row for row in rows):
         raise ValueError("a row has no completion")
-    return list(rows)
+    return [{key: _encodable(value) for key, value in row.items()} for row in rows]
+
+
+def _encodable(value: Any) -> Any:
+    """Half of a character, which a model may well end on, as a question mark: no file and no terminal takes it."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
