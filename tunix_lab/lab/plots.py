@@ -21,6 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6
 _INK, _RULE = "#5A6169", "#E3E6E9"
 _MAX_POINTS = 600  # more than a panel has pixels
 _SIZE = (3.7, 2.05)  # inches of a panel on a page; its text keeps this proportion
+_LARGEST = 1e100  # what computes with axes would overflow beyond it
 _LOG_FROM = 100.0  # the largest value over the smallest, from which a positive metric has a logarithmic axis
 
 
@@ -62,9 +63,9 @@ def panel(title: str, series: Sequence[Series]) -> Panel:
     if title.startswith("perf/") and all(len(line.curve.steps) > 3 for line in series):
         series = [dataclasses.replace(line, curve=Curve(line.curve.steps[1:], line.curve.values[1:])) for line in series]
         notes.append("without the first update, which compiles")
-    broken = sum(len(line.curve.nonfinite) for line in series)
+    broken = sum(not _can_be_drawn(value) for line in series for value in line.curve.values)
     if broken:
-        notes.append(f"{broken} {'value is' if broken == 1 else 'values are'} not finite")
+        notes.append(f"{broken} {'value is' if broken == 1 else 'values are'} not finite, or too large to draw")
     if _is_logarithmic(series):
         notes.append("logarithmic axis")
     return Panel(title, tuple(series), " · ".join(notes))
@@ -142,9 +143,9 @@ def _draw(axes: "Axes", drawn: Panel) -> None:
 def _thinned(curve: Curve) -> tuple[list[int], list[float]]:
     """At most about `_MAX_POINTS` points: the lowest and the highest of each stretch, so that no spike is lost.
 
-    What is not finite becomes NaN, which breaks the line; a stretch that has such a value keeps it.
+    What cannot be drawn becomes NaN, which breaks the line; a stretch that has such a value keeps it.
     """
-    values = [value if math.isfinite(value) else math.nan for value in curve.values]
+    values = [value if _can_be_drawn(value) else math.nan for value in curve.values]
     if len(values) <= _MAX_POINTS:
         return list(curve.steps), values
     stride = math.ceil(len(values) / (_MAX_POINTS // 2))
@@ -158,9 +159,13 @@ def _thinned(curve: Curve) -> tuple[list[int], list[float]]:
     return [curve.steps[index] for index in chosen], [values[index] for index in chosen]
 
 
+def _can_be_drawn(value: float) -> bool:
+    return math.isfinite(value) and abs(value) < _LARGEST
+
+
 def _is_logarithmic(series: Sequence[Series]) -> bool:
-    finite = [value for line in series for value in line.curve.values if math.isfinite(value)]
-    return len(finite) > 2 and min(finite) > 0 and max(finite) / min(finite) > _LOG_FROM
+    finite = [value for line in series for value in line.curve.values if _can_be_drawn(value)]
+    return len(finite) > 2 and min(finite) > 1 / _LARGEST and max(finite) / min(finite) > _LOG_FROM
 
 
 def _short(value: float) -> str:
