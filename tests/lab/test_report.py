@@ -245,7 +245,7 @@ def write_lines(path, lines):
 
 
 def test_time_by_attempt_and_phase(make_run):
-    """Attempt 1: loads for 10 s, updates of 5, 2 and 2 s, 1 s until its last word. Attempt 2, an hour later: 4 s, 3 s, 2 s, 1 s."""
+    """Attempt 1: loads for 10 s, updates of 5, 2, 2 s, 1 s until its last word. Attempt 2, an hour later: 4 s, 3, 2 s, 1 s."""
     run_dir = make_run()
 
     def trained(second, step, step_s):
