@@ -46,6 +46,6 @@ def _shorten(text: Any, limit: int = _MAX_CHARACTERS) -> str:
 
 def _plain(value: Any) -> str:
     """A value of a spec as YAML would have it."""
-    if value is None or value in ({}, []):
+    if value is None or value in ({}, [], ""):
         return "–"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -114,7 +114,7 @@ def _figure(size: tuple[float, float]) -> "Figure":
 
 
 def _draw(axes: "Axes", drawn: Panel) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
     for line in drawn.series:
         steps, values = _thinned(line.curve)
@@ -125,7 +125,7 @@ def _draw(axes: "Axes", drawn: Panel) -> None:
         axes.plot(steps, values, **style)
     if _is_logarithmic(drawn.series):
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, min_n_ticks=3))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=2))

@@ -93,7 +93,7 @@ def _attempt(
     finishes = [event for event in events if event["kind"] == "finish"]
     signs = [line.t for line in lines] + [event["t"] for event in events]
     if finishes:
-        end = " ".join(str(part) for part in (finishes[-1]["status"], finishes[-1].get("message")) if part)
+        end = ": ".join(str(part) for part in (finishes[-1]["status"], finishes[-1].get("message")) if part)
     else:
         end = "running" if is_last and view.state.status == "running" else "gone without a word"
     return Attempt(
