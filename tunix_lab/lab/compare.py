@@ -184,18 +184,17 @@ def _grouped(views: Sequence[RunView]) -> tuple[Column, ...]:
         groups.setdefault(view.tags.get("lab.group") or view.run_id, []).append(view)
     labels = {view.run_id: label for label, view in _labelled(views)}
     names = [str(members[0].manifest.get("name")) for members in groups.values()]
-    return tuple(
-        _group(
-            labels[members[0].run_id] if len(members) == 1 else name if names.count(name) == 1 else f"{name} [{key[:6]}]", members
-        )
-        for (key, members), name in zip(groups.items(), names, strict=True)
-    )
+    columns = []
+    for (key, members), name in zip(groups.items(), names, strict=True):
+        if len(members) == 1:
+            columns.append(Column(labels[members[0].run_id], tuple(members), tuple(members)))
+        else:
+            columns.append(_group(name if names.count(name) == 1 else f"{name} [{key[:6]}]", members))
+    return tuple(columns)
 
 
 def _group(label: str, members: Sequence[RunView]) -> Column:
     """The repetitions of an experiment. Unfinished ones, and a second run of a seed, would make a mean of what it is not."""
-    if len(members) == 1:
-        return Column(label, tuple(members), tuple(members))
     finished = [view for view in members if view.state.status == "finished"]
     by_seed = {view.manifest.get("seed"): view for view in sorted(finished, key=lambda view: view.state.started_ms)}
     chosen = {view.run_id for view in by_seed.values()}

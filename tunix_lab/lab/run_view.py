@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunix_lab.errors import UserError
-from tunix_lab.lab.run_state import RunState, read_events, read_manifest, read_metrics, run_status
+from tunix_lab.lab.run_state import RunState, read_events, read_manifest, read_metric_lines, run_status
 
 RESOLVED = "resolved.yaml"
 
@@ -142,9 +142,9 @@ def _read_config(run_dir: Path, problems: list[str]) -> Config:
 
 def _read_curves(run_dir: Path) -> dict[str, Curve]:
     points: dict[str, dict[int, float]] = {}
-    for _, step, values in read_metrics(run_dir):
-        for name, value in values.items():
-            points.setdefault(name, {})[step] = value
+    for line in read_metric_lines(run_dir):
+        for name, value in line.values.items():  # a step that a resumed run made again: the last writer wins
+            points.setdefault(name, {})[line.step] = value
     return {name: _curve(points[name]) for name in sorted(points)}
 
 

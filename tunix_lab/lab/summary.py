@@ -19,4 +19,5 @@ def print_result(result: RunResult, spec: ExperimentSpec) -> None:
     console.print(f"model    {result.out / 'final'}")
     if result.synced is False:
         console.print(f"tracking not complete yet; it goes on in the background, or: tunix-lab sync {result.run_id}")
-    console.print("compare  tunix-lab ui")
+    console.print(f"report   runs/{result.run_id}/report.html")
+    console.print("compare  tunix-lab ui, or tunix-lab compare RUN RUN")
