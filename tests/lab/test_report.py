@@ -64,7 +64,10 @@ def learn(journal):
 
 
 def test_the_page_has_the_numbers_of_the_run(make_run):
-    run_dir = make_run(git={"commit": "c0ffee" * 6 + "abcd", "branch": "main", "remote": None, "dirty": True})
+    run_dir = make_run(
+        git={"commit": "c0ffee" * 6 + "abcd", "branch": "main", "remote": None, "dirty": True, "untracked": ["a.py", "b.py"]}
+    )
+    (run_dir / "dirty.patch").write_text("-a\n+b\n")
     (run_dir / "resolved.yaml").write_text("name: dpo_nano\ntraining: {max_steps: 30, batch_size: 48}\nmodel: {init: null}\n")
     with Journal.open(run_dir) as journal:
         learn(journal)
@@ -77,7 +80,7 @@ def test_the_page_has_the_numbers_of_the_run(make_run):
         "best 0.8888 at step 20",
         "eval/loss was lowest at step 10 (0.5151) and ended at 0.7171",
         "Data train: 7 duplicate rows, 3 rows dropped of 4,000.",
-        "The code was not committed",
+        "The code was not all committed: a difference, kept in dirty.patch and 2 new files, not kept.",
         "c0ffeec0ffee",
         "an update (median) 0.25 s",  # the first one compiles
         "batch_size 48",

@@ -33,10 +33,9 @@ def warnings(view: RunView) -> list[str]:
         found.append(f"It was started {attempts} times; see Attempts.")
     git = view.manifest.get("git") or {}
     if git.get("dirty"):
-        kept = (
-            "the difference is kept in dirty.patch" if (view.state.run_dir / "dirty.patch").is_file() else "with new files alone"
-        )
-        found.append(f"The code was not committed: {kept}.")
+        patch = ["a difference, kept in dirty.patch"] if (view.state.run_dir / "dirty.patch").is_file() else []
+        new = [f"{len(git['untracked'])} new files, not kept"] if git.get("untracked") else []
+        found.append(f"The code was not all committed: {' and '.join([*patch, *new]) or 'what differed is unknown'}.")
     elif view.manifest and not git.get("commit"):
         found.append("The code was in no git repository, so nothing tells its version.")
     return found
