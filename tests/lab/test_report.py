@@ -207,6 +207,16 @@ def test_a_directory_with_state_alone_and_one_with_the_latest_samples_alone(make
     assert "Who?" in page.text and "step 7" in page.text
 
 
+def test_what_a_run_survived_is_told(make_run):
+    run_dir = make_run()
+    with Journal.open(run_dir) as journal:
+        journal.event("checkpoint_failed", step=4, reason="No space left on device")
+        journal.event("nonfinite", step=7, batch="nonfinite/step-000007.npz")
+    found = warnings(read_run(run_dir))
+    assert "The checkpoint of step 4 could not be saved: No space left on device" in found
+    assert "Update 7 met numbers that are none; its batch is kept in nonfinite/step-000007.npz." in found
+
+
 def test_non_finite_values_are_counted(make_run):
     run_dir = make_run()
     with Journal.open(run_dir) as journal:
