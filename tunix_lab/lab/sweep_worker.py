@@ -68,7 +68,8 @@ class Worker:
                 self._reap(stopping=False)
                 if received:
                     self._stop(received)
-                    raise Stopped(received[0])
+                    reason = signal.Signals(received[0]).name
+                    raise Stopped(f"stopped by {reason}; the same command goes on with what is left", 128 + received[0])
                 self._lead(record)
                 while len(self._active) < self.jobs and (claim := self._next()) is not None:
                     self._start(claim)
