@@ -91,10 +91,12 @@ def parameters_rounded(patch):
 
 
 def one_bit_flipped(patch):
+    """Not the lowest of a small number: the next update's rounding would take that back, and nothing would be amiss."""
+
     def flipped(params):
         scale = params["final_norm.scale"]
-        bits = jax.lax.bitcast_convert_type(scale, jnp.uint32).at[0].set(jax.lax.bitcast_convert_type(scale[0], jnp.uint32) ^ 1)
-        return params | {"final_norm.scale": jax.lax.bitcast_convert_type(bits, scale.dtype)}
+        bits = jax.lax.bitcast_convert_type(scale, jnp.uint32)
+        return params | {"final_norm.scale": jax.lax.bitcast_convert_type(bits.at[0].set(bits[0] ^ (1 << 12)), scale.dtype)}
 
     restored(patch, lambda p, o, r, *_: (flipped(p), o, r))
 
