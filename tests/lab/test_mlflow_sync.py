@@ -229,12 +229,15 @@ def test_only_one_process_replicates_a_run(make_run, train, tracking_uri):
     assert (busy.outcome, busy.points, busy.pending) == ("busy", 0, 20)
 
 
-@pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "mlruns", "sqlite://", "ftp://host/x", "http://"])
+@pytest.mark.parametrize(
+    "uri", ["file:///tmp/mlruns", "mlruns", "sqlite://", "ftp://host/x", "http://", "http://[::1", "http://me:se@cret@h:1x"]
+)
 def test_an_address_that_can_never_work_is_one_message(make_run, train, uri):
     run_dir = make_run()
     train(run_dir)
-    with pytest.raises(EnvironmentProblem, match="TUNIX_LAB_TRACKING_URI"):
+    with pytest.raises(EnvironmentProblem, match="TUNIX_LAB_TRACKING_URI") as caught:
         push(run_dir, uri)
+    assert "cret" not in str(caught.value)
 
 
 def test_a_database_that_is_none_is_one_message(make_run, train, tmp_path):

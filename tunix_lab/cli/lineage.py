@@ -84,20 +84,20 @@ def _print(found: "Found", up: "Branch", down: "Branch") -> None:
         console.print(f"[yellow]{escape(note)}[/]")
     for title, branch in (("made from", up), ("used by", down)):
         tree = Tree(f"[bold]{title}[/]")
-        _grow(tree, branch)
+        _grow(tree, branch, code=branch is up)
         if not branch.branches:
             tree.add("[dim]nothing that is recorded[/]")
         console.print(tree)
 
 
-def _grow(tree: Tree, branch: "Branch") -> None:
-    if branch.node.kind == "run" and "commit" in branch.node.details and not branch.shown_above:
+def _grow(tree: Tree, branch: "Branch", code: bool = True) -> None:
+    if code and branch.node.kind == "run" and "commit" in branch.node.details and not branch.shown_above:
         dirty = " with uncommitted changes" if branch.node.details["dirty"] else ""
         tree.add(f"[dim]code[/] commit {branch.node.details['commit'][:_SHORT]}{dirty}")
     records = [behind for behind in branch.branches if behind.role == "record" and not behind.branches]
     for behind in branch.branches:
         if behind not in records:
-            _grow(tree.add(f"[dim]{escape(behind.role)}[/] {_line(behind)}"), behind)
+            _grow(tree.add(f"[dim]{escape(behind.role)}[/] {_line(behind)}"), behind, code)
     if records:
         tree.add(f"[dim]records[/] {escape(', '.join(Path(behind.label).name for behind in records))}")
 

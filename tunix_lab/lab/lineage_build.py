@@ -183,29 +183,52 @@ def headline(manifest: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[
 def link_parts(graph: Graph, listing_of: ListingOf) -> None:
     """Links every folder to those of its files and folders that the graph knows: by content where its listing is known."""
     contents = [node for node in graph.nodes.values() if node.kind == "content" and node.id.startswith("md5:")]
+    folders = [node for node in contents if node.details["digest"].endswith(".dir")]
+    listings = _listings(folders, listing_of)
     folders_of: dict[str, dict[str, str]] = {}
-    for folder in contents:
-        listing = listing_of(folder.details["digest"]) if folder.details["digest"].endswith(".dir") else None
-        for part in contents if folder.details["digest"].endswith(".dir") else ():
-            role = _part_role(folder, part, listing)
+    for folder in folders:
+        for part in contents:
+            role = _part_role(folder, part, listings.get(folder.id))
             if role is not None:
                 folders_of.setdefault(part.id, {})[folder.id] = role
-    for part, folders in folders_of.items():
-        for folder, role in folders.items():
-            if not any(folder in folders_of.get(nearer, {}) for nearer in folders):  # a folder of its folder goes without saying
+    for part, above in folders_of.items():
+        for folder, role in above.items():
+            if not any(folder in folders_of.get(nearer, {}) for nearer in above):  # a folder of its folder goes without saying
                 graph.link(folder, part, role)
 
 
-def _part_role(folder: Node, part: Node, listing: Mapping[str, str] | None) -> str | None:
-    digest = part.details["digest"]
-    for above in folder.details.get("paths", []):
-        for path in part.details.get("paths", []):
-            if not path.startswith(above + "/"):
+def _listings(folders: Sequence[Node], listing_of: ListingOf) -> dict[str, Mapping[str, str]]:
+    """The files of the folders by node: as they were kept, or as a part of what was kept of a folder around them."""
+    kept = {node.id: listing for node in folders if (listing := listing_of(node.details["digest"])) is not None}
+    found = dict(kept)
+    for folder in folders:
+        for part in folders:
+            if folder.id not in kept or part.id in found:
                 continue
-            name = path.removeprefix(above + "/")
-            if listing is None:
-                return PART_BY_PATH
-            inside = {known.removeprefix(name + "/"): md5 for known, md5 in listing.items() if known.startswith(name + "/")}
-            if listing.get(name) == digest or (inside and digest_of_listing(inside) == digest):
-                return PART
+            for name in _names_in(folder, part):
+                inside = _below(kept[folder.id], name)
+                if inside and digest_of_listing(inside) == part.details["digest"]:
+                    found[part.id] = inside
+    return found
+
+
+def _part_role(folder: Node, part: Node, listing: Mapping[str, str] | None) -> str | None:
+    names = _names_in(folder, part)
+    if listing is None:
+        return PART_BY_PATH if names else None
+    digest = part.details["digest"]
+    for name in names:
+        inside = _below(listing, name)
+        if listing.get(name) == digest or (inside and digest_of_listing(inside) == digest):
+            return PART
     return None
+
+
+def _names_in(folder: Node, part: Node) -> list[str]:
+    """What `part` is called in `folder`, by the paths of both."""
+    paths = [(above + "/", path) for above in folder.details.get("paths", []) for path in part.details.get("paths", [])]
+    return [path.removeprefix(above) for above, path in paths if path.startswith(above)]
+
+
+def _below(listing: Mapping[str, str], name: str) -> dict[str, str]:
+    return {path.removeprefix(name + "/"): md5 for path, md5 in listing.items() if path.startswith(name + "/")}

@@ -86,8 +86,8 @@ def parse_store(tracking_uri: str) -> Store:
         usable = False
     if usable:
         return Store(tracking_uri.rstrip("/"), None)
-    shown = re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", tracking_uri)
-    database = parts.scheme.partition("+")[0] in ("postgresql", "postgres", "mysql", "mssql")
+    shown = re.sub(r"://([^:/@]*):.*@", r"://\1:***@", tracking_uri)
+    database = re.split(r"[+:]", tracking_uri)[0] in ("postgresql", "postgres", "mysql", "mssql")
     hint = "; a database is for `mlflow server` alone: give the address of that server" if database else ""
     raise EnvironmentProblem(
         f"tracking address {shown!r} cannot be used: it must be sqlite:///FILE or http(s)://HOST[:PORT]{hint} "
@@ -95,7 +95,7 @@ def parse_store(tracking_uri: str) -> Store:
     )
 
 
-def check_store(tracking_uri: str) -> None:
+def check_address(tracking_uri: str) -> None:
     """Looks at an address without MLflow, before a run begins. Whether a server answers does not matter then.
 
     Raises:

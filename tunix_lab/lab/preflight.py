@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from tunix_lab.errors import EnvironmentProblem, unwritable
-from tunix_lab.lab.mlflow_store import check_store
+from tunix_lab.lab.mlflow_store import check_address
 from tunix_lab.spec import LabSettings, tracking_uri
 
 
@@ -22,7 +22,7 @@ def check_places(home: Path, settings: LabSettings, out: Path | None = None) -> 
         for folder in (out, out / "final"):
             check_folder(folder, "--out")
     if settings.replicates:
-        check_store(tracking_uri(settings, home))
+        check_address(tracking_uri(settings, home))
 
 
 def check_folder(folder: Path, role: str) -> None:
