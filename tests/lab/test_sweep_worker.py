@@ -52,6 +52,10 @@ print("working")
 if (control / f"fail-{number}").exists():
     print("loss is nan", flush=True)
     sys.exit(4)
+if (control / f"budget-{number}").exists():
+    print("stopped by its time budget (8h): step 3 is saved", flush=True)
+    (out / "saved").write_text("")
+    sys.exit(75)
 if (control / f"die-{number}").exists():
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(float((control / "seconds").read_text()))
@@ -253,6 +257,19 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home, processes):
     (home / "control/hold-1").unlink()
     work(home, make(home))
     assert said(home, "begins") == ["0", "1", "2"] and said(home, "goes on") == ["1"]
+
+
+def test_a_time_budget_of_a_trial_ends_the_worker_and_is_no_failure(home):
+    sweep_dir = make(home)
+    (home / "control/budget-1").touch()
+    with pytest.raises(
+        Stopped, match=r"a trial was stopped by its time budget \(8h\)[^\0]*or the same command goes on"
+    ) as caught:
+        work(home, sweep_dir)
+    assert caught.value.exit_code == 75 and statuses(sweep_dir) == ["finished", "waiting", "waiting"]
+    (home / "control/budget-1").unlink()
+    work(home, sweep_dir)
+    assert said(home, "goes on") == ["1"] and statuses(sweep_dir) == ["finished"] * 3
 
 
 def test_an_edit_of_the_spec_does_not_reach_a_sweep_that_has_begun(home):

@@ -18,12 +18,12 @@ from tunix_lab.errors import UserError
 from tunix_lab.lab.journal import find_run, list_runs, new_run_id, read_manifest
 from tunix_lab.lab.jsonl import write_atomically
 from tunix_lab.lab.manifest import environment, git_state, git_tags, write_manifest
-from tunix_lab.lab.plan import make_missing
 from tunix_lab.lab.preflight import check_places
 from tunix_lab.lab.sweep_queue import Queue
 from tunix_lab.lab.sweep_results import Ranking
 from tunix_lab.lab.sweep_space import Space, Trial, trials_of
 from tunix_lab.lab.sweep_tpe import require_optuna
+from tunix_lab.lab.upstream import make_missing
 from tunix_lab.lab.versioning import stage_tags
 from tunix_lab.spec import LabSettings, LoadedSpec, SpecError, load, resolved_yaml, spec_hash
 from tunix_lab.spec.errors import Place
