@@ -126,7 +126,7 @@ def test_a_file_of_the_hub(home, tokenizer, monkeypatch):
 
 
 def _manifest(spec, inputs, home, rows):
-    return make_manifest(spec, inputs, home=home, run_id="r", parent_run_id=None, rows=rows, devices="1")
+    return make_manifest(spec, inputs, home=home, run_id="r", parent_run_id=None, rows=rows, devices="1", out="runs/r")
 
 
 def test_manifest_of_a_plain_spec_and_of_a_mixture(home, tokenizer):

@@ -64,7 +64,10 @@ def learn(journal):
 
 
 def test_the_page_has_the_numbers_of_the_run(make_run):
-    run_dir = make_run(git={"commit": "c0ffee" * 6 + "abcd", "branch": "main", "remote": None, "dirty": True})
+    run_dir = make_run(
+        git={"commit": "c0ffee" * 6 + "abcd", "branch": "main", "remote": None, "dirty": True, "untracked": ["a.py", "b.py"]}
+    )
+    (run_dir / "dirty.patch").write_text("-a\n+b\n")
     (run_dir / "resolved.yaml").write_text("name: dpo_nano\ntraining: {max_steps: 30, batch_size: 48}\nmodel: {init: null}\n")
     with Journal.open(run_dir) as journal:
         learn(journal)
@@ -77,7 +80,7 @@ def test_the_page_has_the_numbers_of_the_run(make_run):
         "best 0.8888 at step 20",
         "eval/loss was lowest at step 10 (0.5151) and ended at 0.7171",
         "Data train: 7 duplicate rows, 3 rows dropped of 4,000.",
-        "The code was not committed",
+        "The code was not all committed: a difference, kept in dirty.patch and 2 new files, not kept.",
         "c0ffeec0ffee",
         "an update (median) 0.25 s",  # the first one compiles
         "batch_size 48",
@@ -202,6 +205,16 @@ def test_a_directory_with_state_alone_and_one_with_the_latest_samples_alone(make
     (run_dir / "samples/latest.json").write_text(json.dumps(table))
     page = page_of(run_dir)
     assert "Who?" in page.text and "step 7" in page.text
+
+
+def test_what_a_run_survived_is_told(make_run):
+    run_dir = make_run()
+    with Journal.open(run_dir) as journal:
+        journal.event("checkpoint_failed", step=4, reason="No space left on device")
+        journal.event("nonfinite", step=7, batch="nonfinite/step-000007.npz")
+    found = warnings(read_run(run_dir))
+    assert "The checkpoint of step 4 could not be saved: No space left on device" in found
+    assert "Update 7 met numbers that are none; its batch is kept in nonfinite/step-000007.npz." in found
 
 
 def test_non_finite_values_are_counted(make_run):

@@ -60,11 +60,13 @@ class Lineage:
             raise UserError(
                 f"lineage: {text!r} may be {', '.join(self.graph.nodes[node].label for node in named)}: give more of it"
             )
+        removed = f"{text} is not there any more; this is what the records say of it"
         gone = self._recorded(self._relative((self.home / text).resolve()))
         if gone:
-            return Found(
-                gone[0], (f"{text} is not there any more; this is what the records say of it", *_others(self.graph, gone))
-            )
+            return Found(gone[0], (removed, *_others(self.graph, gone)))
+        checkpoint = self._checkpoint((self.home / text).resolve())
+        if checkpoint is not None:
+            return dataclasses.replace(checkpoint, notes=(removed,))
         raise UserError(f"lineage: no file, run or hash {text!r} in {self.home}; a colleague's run is found with --remote")
 
     def _named(self, text: str) -> list[str]:

@@ -27,16 +27,15 @@ def warnings(view: RunView) -> list[str]:
         if curve.nonfinite:
             steps = ", ".join(map(str, curve.nonfinite[:3])) + (", …" if len(curve.nonfinite) > 3 else "")
             found.append(f"{name} is not a finite number at {len(curve.nonfinite)} of {len(curve.steps)} points (step {steps}).")
-    found += _from_loss(view) + _from_data(view)
+    found += _from_events(view) + _from_loss(view) + _from_data(view)
     attempts = sum(event["kind"] == "attempt" for event in view.events)
     if attempts > 1:
         found.append(f"It was started {attempts} times; see Attempts.")
     git = view.manifest.get("git") or {}
     if git.get("dirty"):
-        kept = (
-            "the difference is kept in dirty.patch" if (view.state.run_dir / "dirty.patch").is_file() else "with new files alone"
-        )
-        found.append(f"The code was not committed: {kept}.")
+        patch = ["a difference, kept in dirty.patch"] if (view.state.run_dir / "dirty.patch").is_file() else []
+        new = [f"{len(git['untracked'])} new files, not kept"] if git.get("untracked") else []
+        found.append(f"The code was not all committed: {' and '.join([*patch, *new]) or 'what differed is unknown'}.")
     elif view.manifest and not git.get("commit"):
         found.append("The code was in no git repository, so nothing tells its version.")
     return found
@@ -74,6 +73,18 @@ def _course(name: str, curve: Curve, higher: bool | None) -> str:
     if higher is not None and (curve.last < curve.first if higher else curve.last > curve.first):
         return f"{text}: worse than at the start. Its best was {number(value)} at step {step}."
     return f"{text}, its best." if value == curve.last else f"{text}; its best was {number(value)} at step {step}."
+
+
+def _from_events(view: RunView) -> list[str]:
+    """What went wrong and was survived."""
+    found = []
+    for event in view.events:
+        match event:
+            case {"kind": "checkpoint_failed", "step": step, "reason": reason}:
+                found.append(f"The checkpoint of step {step} could not be saved: {reason}")
+            case {"kind": "nonfinite", "step": step, "batch": batch}:
+                found.append(f"Update {step} met numbers that are none; its batch is kept in {batch}.")
+    return found
 
 
 def _from_loss(view: RunView) -> list[str]:
