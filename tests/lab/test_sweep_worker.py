@@ -42,6 +42,7 @@ def say(what):
         log.write(json.dumps([number, what, os.getpid(), time.monotonic()]) + "\\n")
 
 def stop(signum, frame):
+    time.sleep(1.0 if (control / "slow").exists() else 0.0)
     (out / "saved").write_text("")
     say("saved")
     sys.exit(128 + signum)
@@ -221,6 +222,7 @@ def test_workers_share_the_trials_and_none_runs_twice_at_once(home, processes):
 def test_a_killed_worker_takes_its_trial_with_it_and_another_goes_on(home, processes):
     sweep_dir = make(home, ("optimizer.learning_rate=1.0,2.0",))
     (home / "control/hold-0").touch()
+    (home / "control/slow").touch()  # saving takes a while, in which nobody else may begin
     first = start(home, sweep_dir, processes)
     wait_for(lambda: said(home, "begins") == ["0"])
     second = start(home, sweep_dir, processes)
@@ -231,7 +233,7 @@ def test_a_killed_worker_takes_its_trial_with_it_and_another_goes_on(home, proce
     (home / "control/hold-0").unlink()
     assert second.wait(30) == 0
     times = {(number, what): at for number, what, _, at in log(home)}
-    assert times["0", "saved"] <= times["0", "goes on"]
+    assert times["0", "saved"] <= times["0", "goes on"] and said(home, "begins") == ["0", "1"]
     assert run_status(sweep_dir).status == "finished" and run_status(sweep_dir).attempt == 2
     assert (sweep_dir / "sweep.png").stat().st_size > 5000
 
