@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from story_project import PAIRS, Project
 
 from tunix_lab.data.pipeline import TrainBatches
@@ -91,10 +92,12 @@ def parameters_rounded(patch):
 
 
 def one_bit_flipped(patch):
+    """Not the lowest of a small number: the next update's rounding would take that back, and nothing would be amiss."""
+
     def flipped(params):
         scale = params["final_norm.scale"]
-        bits = jax.lax.bitcast_convert_type(scale, jnp.uint32).at[0].set(jax.lax.bitcast_convert_type(scale[0], jnp.uint32) ^ 1)
-        return params | {"final_norm.scale": jax.lax.bitcast_convert_type(bits, scale.dtype)}
+        bits = jax.lax.bitcast_convert_type(scale, jnp.uint32)
+        return params | {"final_norm.scale": jax.lax.bitcast_convert_type(bits.at[0].set(bits[0] ^ (1 << 12)), scale.dtype)}
 
     restored(patch, lambda p, o, r, *_: (flipped(p), o, r))
 
@@ -137,7 +140,8 @@ def reference_is_what_was_restored(patch):
     """DPO against the policy of the checkpoint instead of the model that training began from."""
 
     def current(original, self, model, ref_model):
-        return original(self, model, self.model)
+        graph, state = nnx.split(self.model)
+        return original(self, model, nnx.merge(graph, jax.tree.map(jnp.copy, state)))  # updates donate the model's own arrays
 
     wrap(patch, DPOTrainer, "_make_reference", current)
 
