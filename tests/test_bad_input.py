@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_hub import TOKEN, FakeHub, serve
+from flax import nnx
 
 from tunix_lab.cli.main import main
 from tunix_lab.data.files import read_rows
 from tunix_lab.data.tokenizer_training import train_tokenizer
-from tunix_lab.errors import unwritable, writing
+from tunix_lab.errors import EnvironmentProblem, unwritable, writing
 from tunix_lab.tasks.arithmetic import write
 
 SPEC = """
@@ -527,3 +528,21 @@ def test_what_was_there_stays_when_a_file_cannot_be_replaced(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 10
     write_atomically(path, b"new")
     assert path.read_text() == "new"
+
+
+class _FullDisk:
+    """A tokenizer that cannot be saved."""
+
+    def save(self, folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def test_the_model_of_an_earlier_run_stays_when_the_next_cannot_be_written(home, tiny_decoder):
+    from tunix_lab.lab.outputs import write_model
+
+    model = tiny_decoder()
+    params = {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    held = contents(home)
+    with pytest.raises(EnvironmentProblem, match="out/final: cannot be written: No space left on device; make room there"):
+        write_model(params, model.config, _FullDisk(), home / "out/final")
+    assert contents(home) == held

@@ -125,6 +125,20 @@ def test_a_parent_that_comes_later_is_linked_later(make_run, train, client, trac
     assert is_complete(child, tracking_uri)
 
 
+def test_a_trial_is_nested_under_its_sweep_and_the_ranking_is_an_artifact(make_run, train, client, tracking_uri):
+    sweep = make_run("sweep-dpo_nano-20261123-080000-3a61", kind="sweep")
+    trial = make_run("dpo_nano-20261123-090000-beef", sweep=sweep.name, trial=f"{sweep.name}/0", parent_run_id="another-run")
+    train(trial)
+    assert "mlflow.parentRunId" not in client.get_run(push(trial, tracking_uri).mlflow_run_id).data.tags
+    assert not is_complete(trial, tracking_uri)
+    with Journal.open(sweep):
+        (sweep / "sweep.csv").write_text("trial\n")
+    parent = push(sweep, tracking_uri).mlflow_run_id
+    assert "sweep.csv" in {file.path for file in client.list_artifacts(parent)}
+    assert client.get_run(push(trial, tracking_uri).mlflow_run_id).data.tags["mlflow.parentRunId"] == parent
+    assert is_complete(trial, tracking_uri)
+
+
 def test_pushing_twice_changes_nothing(make_run, train, query, tracking_uri):
     run_dir = make_run()
     train(run_dir)

@@ -91,14 +91,14 @@ def test_a_field_that_was_log_has_a_log_axis():
 
 
 def test_two_fields_of_a_grid_are_a_map():
-    axes = [Choices("a.kind", ("x", "y")), Choices("a.rate", ("0.1", "0.2"))]
-    losses = {("x", "0.1"): 1.0, ("x", "0.2"): 2.0, ("y", "0.1"): 3.0, ("y", "0.2"): 4.0}
+    axes = [Choices("a.kind", ("x", "y")), Choices("a.rate", ("1e-5", "1e-3"))]
+    losses = {("x", "1e-5"): 1.0, ("x", "1e-3"): 2.0, ("y", "1e-5"): 3.0, ("y", "1e-3"): 4.0}
     entries = [entry(i, i, {"a.kind": k, "a.rate": r}, 0, loss) for i, ((k, r), loss) in enumerate(losses.items())]
     *_, place, colours = draw(setting_results(entries, "eval/loss"), axes, LOSS, "small").axes
     (image,) = place.images
     assert image.get_array().tolist() == [[1.0, 3.0], [2.0, 4.0]]  # rows are the second field
     assert [tick.get_text() for tick in place.get_xticklabels()] == ["x", "y"]
-    assert [tick.get_text() for tick in place.get_yticklabels()] == ["0.1", "0.2"]
+    assert [tick.get_text() for tick in place.get_yticklabels()] == ["1e-5", "1e-3"]
     assert colours.get_ylabel() == "eval/loss"
 
 

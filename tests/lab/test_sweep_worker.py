@@ -42,6 +42,7 @@ def say(what):
         log.write(json.dumps([number, what, os.getpid(), time.monotonic()]) + "\\n")
 
 def stop(signum, frame):
+    time.sleep(1.0 if (control / "slow").exists() else 0.0)
     (out / "saved").write_text("")
     say("saved")
     sys.exit(128 + signum)
@@ -52,6 +53,10 @@ print("working")
 if (control / f"fail-{number}").exists():
     print("loss is nan", flush=True)
     sys.exit(4)
+if (control / f"budget-{number}").exists():
+    print("stopped by its time budget (8h): step 3 is saved", flush=True)
+    (out / "saved").write_text("")
+    sys.exit(75)
 if (control / f"die-{number}").exists():
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(float((control / "seconds").read_text()))
@@ -217,6 +222,7 @@ def test_workers_share_the_trials_and_none_runs_twice_at_once(home, processes):
 def test_a_killed_worker_takes_its_trial_with_it_and_another_goes_on(home, processes):
     sweep_dir = make(home, ("optimizer.learning_rate=1.0,2.0",))
     (home / "control/hold-0").touch()
+    (home / "control/slow").touch()  # saving takes a while, in which nobody else may begin
     first = start(home, sweep_dir, processes)
     wait_for(lambda: said(home, "begins") == ["0"])
     second = start(home, sweep_dir, processes)
@@ -227,7 +233,7 @@ def test_a_killed_worker_takes_its_trial_with_it_and_another_goes_on(home, proce
     (home / "control/hold-0").unlink()
     assert second.wait(30) == 0
     times = {(number, what): at for number, what, _, at in log(home)}
-    assert times["0", "saved"] <= times["0", "goes on"]
+    assert times["0", "saved"] <= times["0", "goes on"] and said(home, "begins") == ["0", "1"]
     assert run_status(sweep_dir).status == "finished" and run_status(sweep_dir).attempt == 2
     assert (sweep_dir / "sweep.png").stat().st_size > 5000
 
@@ -253,6 +259,17 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(home, processes):
     (home / "control/hold-1").unlink()
     work(home, make(home))
     assert said(home, "begins") == ["0", "1", "2"] and said(home, "goes on") == ["1"]
+
+
+def test_a_time_budget_of_a_trial_ends_the_worker_and_is_no_failure(home):
+    sweep_dir = make(home)
+    (home / "control/budget-1").touch()
+    with pytest.raises(Stopped, match=r"stopped by its time budget \(8h\)[^\0]*or the same command goes on") as caught:
+        work(home, sweep_dir)
+    assert caught.value.exit_code == 75 and statuses(sweep_dir) == ["finished", "waiting", "waiting"]
+    (home / "control/budget-1").unlink()
+    work(home, sweep_dir)
+    assert said(home, "goes on") == ["1"] and statuses(sweep_dir) == ["finished"] * 3
 
 
 def test_an_edit_of_the_spec_does_not_reach_a_sweep_that_has_begun(home):

@@ -1,9 +1,12 @@
 """`tunix-lab sweep`: one experiment with many values and seeds."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tunix_lab.lab.sweep_space import Method, Space
 
 _AXIS = {"metavar": "FIELD=…", "show_default": False}
 
@@ -26,25 +29,16 @@ def sweep(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even if this very sweep exists.")] = False,
 ) -> None:
     """Run an experiment with many values and seeds. Given again, it adds a worker, or goes on where it was stopped."""
-    from tunix_lab.errors import TrainingFailed, UserError
+    from tunix_lab.errors import TrainingFailed
     from tunix_lab.lab.sweep import find_sweep, prepare
     from tunix_lab.lab.sweep_report import print_sweep
-    from tunix_lab.lab.sweep_space import Space
     from tunix_lab.lab.sweep_worker import Worker
     from tunix_lab.spec import LabSettings, find_home
 
     settings = LabSettings()
     home = find_home(settings)
-    chosen = {"grid": grid, "random": random, "tpe": tpe}
-    given = [method for method, axes in chosen.items() if axes]
-    if (spec is None) == (join is None):
-        raise UserError("sweep: give a spec file, or --join SWEEP")
-    if join is not None and (given or overrides or fresh or trials or seeds > 1):
-        raise UserError("sweep: --join takes its values from the sweep; it goes with -j and --retry-failed alone")
-    if len(given) > 1:
-        raise UserError(f"sweep: choose one of {' and '.join('--' + method for method in given)}")
-    method = given[0] if given else "grid"
-    space = Space(method, tuple(chosen[method]), trials, seeds)
+    space = _space({"grid": grid, "random": random, "tpe": tpe}, trials, seeds)
+    _check_target(spec, join, is_changed=bool(space.axes or overrides or fresh or trials or seeds > 1))
     sweep_dir = find_sweep(home, join) if join else prepare(spec, overrides, space, home, settings, fresh=fresh)
     worker = Worker(sweep_dir, home, settings, jobs=jobs)
     if retry_failed:
@@ -54,3 +48,25 @@ def sweep(
     failed = sum(result.count("failed") for result in results)
     if failed:
         raise TrainingFailed(f"{failed} trials failed; the same command with --retry-failed tries them again")
+
+
+def _space(chosen: dict["Method", list[str]], trials: int | None, seeds: int) -> "Space":
+    """What is to be tried. Raises UserError for two methods at once."""
+    from tunix_lab.errors import UserError
+    from tunix_lab.lab.sweep_space import Space
+
+    given = [method for method, axes in chosen.items() if axes]
+    if len(given) > 1:
+        raise UserError(f"sweep: choose one of {' and '.join('--' + method for method in given)}")
+    method = given[0] if given else "grid"
+    return Space(method, tuple(chosen[method]), trials, seeds)
+
+
+def _check_target(spec: Path | None, join: str | None, *, is_changed: bool) -> None:
+    """Raises UserError unless there is a spec or a sweep to join, which has its own values."""
+    from tunix_lab.errors import UserError
+
+    if (spec is None) == (join is None):
+        raise UserError("sweep: give a spec file, or --join SWEEP")
+    if join is not None and is_changed:
+        raise UserError("sweep: --join takes its values from the sweep; it goes with -j and --retry-failed alone")

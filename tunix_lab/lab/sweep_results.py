@@ -160,11 +160,11 @@ def _draw_map(figure: "Figure", place: "Axes", results: Sequence[SettingResult],
     columns, rows = sorted(set(xs)), sorted(set(ys))
     if len(columns) * len(rows) == len(results):  # a grid: cells, with their values
         cells = dict(zip(zip(xs, ys, strict=True), means, strict=True))
+        place.set_xscale("linear")
+        place.set_yscale("linear")
         image = place.imshow(
             [[cells[x, y] for x in columns] for y in rows], origin="lower", aspect="auto", cmap=colours, interpolation="nearest"
         )
-        place.set_xscale("linear")
-        place.set_yscale("linear")
         for part, values, side in ((place.xaxis, columns, 0), (place.yaxis, rows, 1)):
             part.set_ticks(range(len(values)), [_label(value, results, axes[side]) for value in values])
         place.set_xlim(-0.5, len(columns) - 0.5)

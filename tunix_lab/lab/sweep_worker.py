@@ -29,6 +29,7 @@ TUNIX_LAB = (sys.executable, "-c", "from tunix_lab.cli.main import main; main()"
 _LOOK_SECONDS = 0.2
 _MESSAGE_LENGTH = 300
 _LOG_TAIL = 4000
+_TRY_AGAIN = 75  # see `Stopped`: a stop file or a time budget, not a mistake of the trial
 _STOPS = {sign * signum + offset for signum in (signal.SIGINT, signal.SIGTERM) for sign, offset in ((1, 128), (-1, 0))}
 
 
@@ -56,20 +57,21 @@ class Worker:
         self._journal: Journal | None = None
         self._follower: subprocess.Popen[bytes] | None = None
         self._told: dict[int, str] = {}
+        self._ended_early: str | None = None
 
     def work(self) -> list[SettingResult]:
         """Works until every trial has ended, by whomever, and returns the ranking.
 
         Raises:
-          Stopped: SIGINT or SIGTERM came; this worker's trials have saved and wait again.
+          Stopped: SIGINT or SIGTERM came, or a stop file or a time budget ended a trial; this worker's trials have saved and
+            wait again.
         """
         with _signals() as received, contextlib.ExitStack() as record:
             while True:
                 self._reap(stopping=False)
-                if received:
+                if received or self._ended_early is not None:
                     self._stop(received)
-                    reason = signal.Signals(received[0]).name
-                    raise Stopped(f"stopped by {reason}; the same command goes on with what is left", 128 + received[0])
+                    raise self._stopped(received)
                 self._lead(record)
                 while len(self._active) < self.jobs and (claim := self._next()) is not None:
                     self._start(claim)
@@ -133,7 +135,9 @@ class Worker:
             if code is None:
                 continue
             self._active.remove((claim, process))
-            if stopping and code in _STOPS | {-signal.SIGKILL}:
+            if code == _TRY_AGAIN:  # what ended it would end the next one too
+                self._ended_early = _last_line(claim.log)
+            if code == _TRY_AGAIN or (stopping and code in _STOPS | {-signal.SIGKILL}):
                 claim.release()
                 continue
             outcome = read_outcome(claim.out, code) if code == 0 else Outcome("failed", code, _why(code, claim.log))
@@ -153,6 +157,12 @@ class Worker:
                     process.kill()
             self._reap(stopping=True)
             time.sleep(_LOOK_SECONDS / 4)
+
+    def _stopped(self, received: Sequence[int]) -> Stopped:
+        goes_on = f"`tunix-lab sweep --join {self.sweep_dir.name}` or the same command goes on"
+        if received:
+            return Stopped(f"stopped by {signal.Signals(received[0]).name}; {goes_on}", 128 + received[0])
+        return Stopped(f"a trial was {self._ended_early}\n{goes_on}")
 
     def _lead(self, record: contextlib.ExitStack) -> None:
         """Takes the sweep's journal if nobody has it: somebody must say that the sweep runs, and how it ended."""
@@ -193,11 +203,15 @@ class Worker:
 
 def _why(code: int, log: Path) -> str:
     """Why a trial's process ended so, in one line."""
-    lines = log.read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace").strip().splitlines()
-    last = lines[-1][:_MESSAGE_LENGTH] if lines else "it printed nothing"
+    last = _last_line(log)
     if code == -signal.SIGKILL:
         return f"killed by SIGKILL, as the kernel does when memory runs out; last it said: {last}"
     return f"killed by {signal.Signals(-code).name}; last it said: {last}" if code < 0 else f"exit code {code}: {last}"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:_MESSAGE_LENGTH] if lines else "it printed nothing"
 
 
 @contextlib.contextmanager
