@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunix_lab.lab.journal import RunState
+from tunix_lab.lab.mlflow_artifacts import ARTIFACTS, LAST_ARTIFACTS, SAMPLES
 from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint
 from tunix_lab.lab.mlflow_cursor import Cursor, new_values, save_cursor
 from tunix_lab.lab.mlflow_runs import create_run, find_run
@@ -24,15 +25,6 @@ if TYPE_CHECKING:
 BATCH = 900  # MLflow takes 1,000 metrics a request; a journal line has fewer than a hundred
 DIGEST_LIMIT = 36  # characters of a dataset's digest
 PARAM_LIMIT = 500
-SAMPLES = "samples/latest.json"
-# folder in the artifact store by file of the run directory
-_ARTIFACTS = {"spec.yaml": "spec", "resolved.yaml": "spec", "manifest.json": None, SAMPLES: "samples"}
-_LAST_ARTIFACTS = {
-    "samples/history.jsonl": "samples",
-    "metrics.json": None,
-    "report.md": None,
-    "report.html": None,
-}
 _MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -77,10 +69,10 @@ class Replica:
         known = (self.run_dir / METRICS).stat().st_size if self.state.attempt else 0
         self._checkpoints()  # a line's checkpoint is journaled before it, so every line up to `known` finds its model
         self._metrics(known)
-        self._artifacts(_ARTIFACTS)
+        self._artifacts(ARTIFACTS)
         self._nest()
         if self.state.status != "running":
-            self._artifacts(_LAST_ARTIFACTS)
+            self._artifacts(LAST_ARTIFACTS)
             self._end()
 
     def _save(self) -> None:

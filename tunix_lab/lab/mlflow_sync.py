@@ -18,6 +18,7 @@ from tunix_lab.errors import EnvironmentProblem, UserError
 from tunix_lab.lab.journal import read_manifest, run_status
 from tunix_lab.lab.mlflow_cursor import exclusive, is_complete, load_cursor, pending_points
 from tunix_lab.lab.mlflow_store import QUIET, Store, impatient_requests, open_store, parse_store
+from tunix_lab.lab.redaction import Redactor
 from tunix_lab.lab.run_state import MANIFEST
 
 __all__ = ["Pushed", "is_complete", "pending_points", "push", "start_follower", "wait_follower"]
@@ -102,7 +103,7 @@ def _report(run_dir: Path, store: Store, outcome: Outcome, points: int, problem:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines() or [type(error).__name__]
+    lines = Redactor.of_process().text(str(error)).splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
 
 

@@ -17,6 +17,9 @@ EVENTS = "journal/events.jsonl"
 STATE = "state.json"
 LOCK = "LOCK"
 MANIFEST = "manifest.json"
+PATCH = "dirty.patch"
+BUNDLE = "untracked.tar.gz"
+ENV_LOCK = "env.lock"
 
 RunStatus = Literal["running", "finished", "failed", "killed"]
 

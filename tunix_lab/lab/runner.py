@@ -15,12 +15,16 @@ from flax import nnx
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import EnvironmentProblem, Stopped, UserError
 from tunix_lab.lab import build, origin
+from tunix_lab.lab.devices import hardware
+from tunix_lab.lab.environment import command_line
+from tunix_lab.lab.git_state import git_state
 from tunix_lab.lab.journal import Journal, list_runs, new_run_id, read_manifest
 from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_manifest
 from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
 from tunix_lab.lab.plan import missing_upstream
+from tunix_lab.lab.redaction import Redactor
 from tunix_lab.lab.run_hooks import RunHooks
 from tunix_lab.lab.sources import project_paths
 from tunix_lab.lab.system_metrics import SystemMetrics
@@ -78,9 +82,10 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
         _say(f"continuing interrupted run {run_id} (--fresh starts anew)")
     run_id = run_id or new_run_id(spec.name)
     run_dir = home / "runs" / run_id
-    out = out or run_dir
+    given_out, out = out, out or run_dir
     with Journal.open(run_dir) as journal:
         if journal.attempt == 1:
+            git = git_state(home)
             manifest = make_manifest(
                 spec,
                 inputs,
@@ -88,9 +93,12 @@ def run(loaded: LoadedSpec, home: Path, settings: LabSettings, *, out: Path | No
                 run_id=run_id,
                 parent_run_id=_parent(base_folder),
                 rows={part.file.key: len(part.rows) for split in (data.train, data.validation) for part in split.parts},
-                devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                hardware=hardware(),
+                git=git,
+                command=command_line(home, given_out, Redactor.of_process()),
+                chat_template=tokenizer.template_digest,
             )
-            write_manifest(run_dir, manifest, loaded.source_text, resolved_yaml(spec))
+            write_manifest(run_dir, manifest, loaded.source_text, resolved_yaml(spec), git)
             for part in (*data.train.parts, *data.validation.parts):
                 journal.event("ledger", source=part.file.key, **part.ledger.summary())
         _say(f"run {run_id}")
