@@ -147,7 +147,8 @@ class DistillationTrainer(PeftTrainer):
         def step(state, frozen, micro_batches):
             student_frozen, *teacher = frozen
             loss_fn = self._distillation_loss(teacher)
-            return make_train_step(self._parts, self.optimizer, loss_fn)(state, student_frozen, micro_batches)
+            make = make_train_step(self._parts, self.optimizer, loss_fn, **self._step_options)
+            return make(state, student_frozen, micro_batches)
 
         return step
 

@@ -240,6 +240,8 @@ def build_trainer(
         "gradient_accumulation_steps": training.batch_size // training.rows_per_forward,
         "scan_layers": training.scan_layers,
         "remat": training.remat,
+        "skip_nonfinite": training.nonfinite != "continue",
+        "fingerprint_every_n_steps": training.fingerprint_every,
         "pbar_description": spec.name,
     }
     manager = CheckpointManager(

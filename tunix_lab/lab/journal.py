@@ -20,10 +20,12 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from tunix_lab.errors import EnvironmentProblem
+from tunix_lab.lab.fingerprints import Fingerprint, to_record
 from tunix_lab.lab.jsonl import open_for_append, strict, to_line, write_atomically
 from tunix_lab.lab.redaction import Redactor
 from tunix_lab.lab.run_state import (
     EVENTS,
+    FINGERPRINTS,
     LOCK,
     METRICS,
     STATE,
@@ -79,6 +81,7 @@ class Journal:
         self._mutex = threading.Lock()
         self._metrics = open_for_append(run_dir / METRICS)
         self._events = open_for_append(run_dir / EVENTS)
+        self._fingerprints = open_for_append(run_dir / FINGERPRINTS)
         now = _now_ms()
         self.started_ms = previous.started_ms if previous.attempt else now
         self._attempt_started_ms = now
@@ -142,6 +145,11 @@ class Journal:
         with self._mutex:
             self._append(self._events, {"t": _now_ms(), "kind": kind, **fields})
 
+    def fingerprint(self, fingerprint: Fingerprint) -> None:
+        """Appends the hashes of an update."""
+        with self._mutex:
+            self._append(self._fingerprints, to_record(fingerprint))
+
     def checkpoint(self, step: int, path: str, digest: str, n_bytes: int) -> None:
         """Records that a checkpoint of `step` lies at `path` with parameter digest `digest`, and makes all lines durable."""
         self.event("checkpoint", step=operator.index(step), path=str(path), digest=digest, bytes=operator.index(n_bytes))
@@ -191,7 +199,7 @@ class Journal:
                 return
             self._flush()
             self._closed = True
-            for file in (self._metrics, self._events, self._lock_file):
+            for file in (self._metrics, self._events, self._fingerprints, self._lock_file):
                 file.close()
 
     def __enter__(self) -> Self:
@@ -222,6 +230,7 @@ class Journal:
         try:
             os.fsync(self._metrics.fileno())
             os.fsync(self._events.fileno())
+            os.fsync(self._fingerprints.fileno())
             self._write_state()
         except OSError as error:
             raise EnvironmentProblem(f"{self.run_dir}: cannot write the journal: {error.strerror or error}") from error

@@ -6,7 +6,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 
 from tunix_lab.data.files import read_rows
@@ -16,6 +19,7 @@ from tunix_lab.errors import TrainingFailed
 from tunix_lab.lab import build
 from tunix_lab.lab.journal import Journal
 from tunix_lab.lab.samples import Samples, load_scorer
+from tunix_lab.sft.fingerprint import Fingerprint
 from tunix_lab.sft.hooks import TrainingHooks
 from tunix_lab.sft.peft_trainer import PeftTrainer
 from tunix_lab.spec import ExperimentSpec
@@ -29,6 +33,7 @@ class RunHooks(TrainingHooks):
     ):
         self._journal = journal
         self._section = spec.samples
+        self._nonfinite = spec.training.nonfinite
         self._sampled: int | None = None
         # DVC does not take its stages along when it is killed; training on would meet the next `dvc repro` in the same folders.
         self._parent = os.getppid() if os.environ.get("DVC_STAGE") else None
@@ -55,12 +60,22 @@ class RunHooks(TrainingHooks):
         if self._section is not None and trainer.train_steps % self._section.every == 0:
             self._sample(trainer)
 
-    def on_train_step_end(self, trainer: PeftTrainer, train_step: int, train_loss: float) -> None:
-        if not math.isfinite(train_loss):
+    def on_fingerprint(self, trainer: PeftTrainer, fingerprint: Fingerprint) -> None:
+        self._journal.fingerprint(fingerprint)
+        if math.isfinite(fingerprint.loss) and math.isfinite(fingerprint.grad_norm):
+            return
+        path = self._journal.run_dir / "faults" / f"step-{fingerprint.step:06d}.npz"
+        save_batch(path, trainer.told_batch)
+        self._journal.event("nonfinite", step=fingerprint.step, batch=path.relative_to(self._journal.run_dir).as_posix())
+        what = f"loss {fingerprint.loss}, gradient norm {fingerprint.grad_norm} at step {fingerprint.step}"
+        if self._nonfinite == "stop":
             raise TrainingFailed(
-                f"the loss of step {train_step} is {train_loss}: lower optimizer.learning_rate or optimizer.clip_norm; "
-                f"the last good checkpoint is step {trainer.checkpoint_manager.latest_step()}"
+                f"{what}: stopped before it was applied. Its batch is in {path}; the newest checkpoint is of step "
+                f"{trainer.checkpoint_manager.latest_step()}. Lower optimizer.learning_rate or optimizer.clip_norm, mend the "
+                "rows, or set training.nonfinite to skip"
             )
+        done = "skipped" if self._nonfinite == "skip" else "applied all the same"
+        print(f"{what}: {done}; its batch is in {path}", file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: PeftTrainer) -> None:
         if not trainer.stopped_early:
@@ -75,6 +90,13 @@ class RunHooks(TrainingHooks):
         self._journal.samples(step, rows)
         if score is not None:
             self._journal.metrics(step, {f"eval/{self._section.scorer.rpartition(':')[2]}": score}, checkpoint=step)
+
+
+def save_batch(path: Path, micro_batches: Any) -> None:
+    """Keeps what an update read, for `numpy.load`: its arrays [n_micro, rows, …] by name."""
+    leaves = jax.tree_util.tree_flatten_with_path(micro_batches)[0]
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **{jax.tree_util.keystr(place, simple=True, separator="."): np.asarray(leaf) for place, leaf in leaves})
 
 
 def _sample_rows(spec: ExperimentSpec, home: Path, data: build.Data) -> Sequence[Row]:

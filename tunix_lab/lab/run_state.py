@@ -14,6 +14,7 @@ from tunix_lab.errors import UserError
 
 METRICS = "journal/metrics.jsonl"
 EVENTS = "journal/events.jsonl"
+FINGERPRINTS = "journal/fingerprints.jsonl"
 STATE = "state.json"
 LOCK = "LOCK"
 MANIFEST = "manifest.json"
@@ -71,7 +72,7 @@ class MetricLine:
 
 def read_metric_lines(run_dir: str | Path, offset: int = 0) -> Iterator[MetricLine]:
     """The complete lines of the metrics journal from byte `offset` on, in the order of writing."""
-    for end, line in _complete_lines(Path(run_dir) / METRICS, offset):
+    for end, line in complete_lines(Path(run_dir) / METRICS, offset):
         values = {name: float(value) for name, value in line["m"].items()}
         yield MetricLine(line["t"], line["step"], values, line.get("c"), end)
 
@@ -93,7 +94,7 @@ def read_metrics(run_dir: str | Path) -> Iterator[tuple[int, int, dict[str, floa
 
 def read_events(run_dir: str | Path) -> Iterator[dict[str, Any]]:
     """The events of a run, in the order of writing: mappings with `t` (Unix ms), `kind` and the fields of that kind."""
-    for _, line in _complete_lines(Path(run_dir) / EVENTS, 0):
+    for _, line in complete_lines(Path(run_dir) / EVENTS, 0):
         yield line
 
 
@@ -186,7 +187,7 @@ def _lock_is_held(path: Path) -> bool:
     return False
 
 
-def _complete_lines(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def complete_lines(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
     """(offset after the line, value) for each line that ends in a newline; a line that is no JSON object is skipped."""
     try:
         file = open(path, "rb")

@@ -77,6 +77,9 @@ class TrainingConfig:
       scan_layers: run a decoder's layers as a scan, which compiles one instead of all; their arrays are stacked, copied once.
       remat: what the backward pass of a decoder computes again instead of keeping it: "none"; "dots", all but matrix products;
         "block", everything within a layer.
+      skip_nonfinite: an update whose loss or gradient is not finite changes nothing, and is counted in the metric `skipped`.
+      fingerprint_every_n_steps: hash what every update read and its gradient, and the parameters every so many updates; a hook
+        gets the hashes, see `sft.fingerprint`. None hashes nothing.
       metrics_prefix: put before every metric name.
       pbar_description: label of the progress bar; None shows no bar.
     """
@@ -93,6 +96,8 @@ class TrainingConfig:
     master_dtype: str | None = "float32"
     scan_layers: bool = False
     remat: Literal["none", "dots", "block"] = "none"
+    skip_nonfinite: bool = False
+    fingerprint_every_n_steps: Annotated[int, Gt(0)] | None = None
     metrics_prefix: str = ""
     pbar_description: str | None = "Training"
 

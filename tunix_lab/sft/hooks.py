@@ -9,6 +9,7 @@ Every hook has two names, that of the documentation and that of the original lib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tunix_lab.sft.fingerprint import Fingerprint
     from tunix_lab.sft.peft_trainer import PeftTrainer
 
 
@@ -23,6 +24,9 @@ class TrainingHooks:
 
     def on_train_step_end(self, trainer: "PeftTrainer", train_step: int, train_loss: float) -> None:
         """`train_loss` is that of update `train_step`; the call comes one update late, when the device has the number."""
+
+    def on_fingerprint(self, trainer: "PeftTrainer", fingerprint: "Fingerprint") -> None:
+        """The hashes of an update, right before its `on_train_step_end`; only if the configuration asks for them."""
 
     def on_update(self, trainer: "PeftTrainer") -> None:
         """Comes after each update and its evaluation, before its checkpoint: what it does is not lost by resuming from there."""

@@ -22,6 +22,7 @@ from tunix_lab.sft.batches import as_kwargs, stack, to_host
 from tunix_lab.sft.checkpoint_manager import CheckpointManager
 from tunix_lab.sft.config import MetricsLoggerOptions as MetricsLoggerOptions
 from tunix_lab.sft.config import TrainingConfig as TrainingConfig
+from tunix_lab.sft.fingerprinting import BatchHashes, UntoldUpdate, batch_hashes, state_marks
 from tunix_lab.sft.hooks import DataHooks, TrainingHooks
 from tunix_lab.sft.inflight_throttler import InflightThrottler
 from tunix_lab.sft.losses import next_token_loss
@@ -100,10 +101,11 @@ class PeftTrainer:
         self._throttler = InflightThrottler(training_config.max_inflight_computations)
         self._train_steps = 0
         self._iter_steps = 0
+        self.told_batch: Any = None  # what the update read that hooks are told of, [n_micro, rows, …]
         self._stop_requested = False
         self._data_iterator: Iterator[Any] | None = None
         self._data_state: Any = None
-        self._unwritten: tuple[int, dict[str, jax.Array], int] | None = None
+        self._untold: UntoldUpdate | None = None
         self._loss_fn: Callable[..., Any] = next_token_loss
         self._has_aux = False
         self._gen_model_input_fn: Callable[[Any], dict[str, Any]] = as_kwargs
@@ -167,7 +169,7 @@ class PeftTrainer:
 
     def create_train_step_fn(self) -> Callable[..., Any]:
         """The pure function of one update, `(state, frozen, micro_batches) -> (state, metrics)`."""
-        return make_train_step(self._parts, self.optimizer, self._weighted_loss)
+        return make_train_step(self._parts, self.optimizer, self._weighted_loss, **self._step_options)
 
     def create_eval_step_fn(self) -> Callable[..., Any]:
         """The pure function of one evaluation batch, `(state, frozen, batch) -> {name: WeightedMean}`."""
@@ -238,7 +240,7 @@ class PeftTrainer:
                 if self._train_steps == 0:
                     self._run_eval(eval_ds, eval_step)
                 self._clock = time.perf_counter()
-                for micro_batches, n_tokens in self._updates(train_ds):
+                for micro_batches, n_tokens, batch_hashes in self._updates(train_ds):
                     profiler.before_step(self._train_steps - first_step)
                     self.training_hooks.on_train_step_begin(self)
                     with self.perf_tracer.span("wait"):
@@ -248,7 +250,7 @@ class PeftTrainer:
                     self._train_steps += 1
                     if check is not None:
                         check.after_update(self._state.params, self._frozen)
-                    self._write_train_metrics(metrics, n_tokens)
+                    self._tell_later(metrics, n_tokens, micro_batches, batch_hashes)
                     if self._train_steps % self.config.eval_every_n_steps == 0:
                         self._run_eval(eval_ds, eval_step)
                     self.training_hooks.on_update(self)
@@ -265,8 +267,8 @@ class PeftTrainer:
         self.save_checkpoint()
         self.training_hooks.on_train_end(self)
 
-    def _updates(self, train_ds: Iterable[Any]) -> Iterator[tuple[Any, int]]:
-        """Yields what one update reads, on the devices, [n_micro, rows, …], and its number of tokens."""
+    def _updates(self, train_ds: Iterable[Any]) -> Iterator[tuple[Any, int, BatchHashes]]:
+        """Yields what one update reads, on the devices, [n_micro, rows, …], its number of tokens, and its hashes."""
         n_micro = self.config.get_with_default("gradient_accumulation_steps", 1)
         batches = self._train_batches(train_ds)
         max_steps = self.config.max_steps
@@ -277,9 +279,10 @@ class PeftTrainer:
                     return
                 prepared = [self._prepare_inputs(batch) for batch in group]
                 n_tokens = sum(self._count_tokens(inputs) for inputs in prepared)
+                hashes = ("", ()) if self.config.fingerprint_every_n_steps is None else batch_hashes(prepared)
                 stacked = self._place(stack(prepared), leading=1)
                 self._iter_steps += len(group)
-            yield stacked, n_tokens
+            yield stacked, n_tokens, hashes
 
     def _train_batches(self, train_ds: Iterable[Any]) -> Iterator[Any]:
         """An iterator that stands where training stands."""
@@ -356,27 +359,36 @@ class PeftTrainer:
             return jax.device_put(batch)
         return place_batch(batch, self._mesh, leading=leading, axes=self.config.data_sharding_axis)
 
-    def _write_train_metrics(self, metrics: dict[str, jax.Array], n_tokens: int) -> None:
-        """Writes the *previous* update's metrics: this one is queued behind it, so the device is never idle meanwhile."""
+    @property
+    def _step_options(self) -> dict[str, bool]:
+        every = self.config.fingerprint_every_n_steps
+        return {"skip_nonfinite": self.config.skip_nonfinite, "with_fingerprint": every is not None}
+
+    def _tell_later(self, metrics: dict[str, Any], n_tokens: int, micro_batches: Any, hashes: BatchHashes) -> None:
+        """Tells of the *previous* update: this one is queued behind it, so the device is never idle meanwhile."""
         self._flush_metrics()
-        self._unwritten = (self._train_steps, metrics, n_tokens)
+        every = self.config.fingerprint_every_n_steps
+        marks = state_marks(self._state) if every is not None and self._train_steps % every == 0 else None
+        self._untold = UntoldUpdate(self._train_steps, metrics, n_tokens, micro_batches, hashes, marks)
 
     def _flush_metrics(self) -> None:
-        if self._unwritten is None:
+        if self._untold is None:
             return
-        step, metrics, n_tokens = self._unwritten
-        self._unwritten = None
-        values = to_host(metrics)  # waits until the update is done, so the clock runs from one completion to the next
+        update, self._untold = self._untold, None
+        values, fingerprint = update.fetch()  # waits until it is done, so the clock runs from one completion to the next
         now = time.perf_counter()
         step_s, self._clock = now - self._clock, now
         spans = self.perf_tracer.take()
-        perf = {"perf/step_s": step_s, "perf/tokens_per_s": n_tokens / step_s}
+        perf = {"perf/step_s": step_s, "perf/tokens_per_s": update.n_tokens / step_s}
         perf |= {f"perf/{name}_s": spans[name] for name in ("data", "wait") if name in spans}
-        self.metrics_logger.log_all(values | perf, step, Mode.TRAIN)
+        self.metrics_logger.log_all(values | perf, update.step, Mode.TRAIN)
         self._post_process_train_step(values)
         shown = {"loss": values["loss"], "tokens/s": perf["perf/tokens_per_s"]}
-        self._progress.update(step, shown)
-        self.training_hooks.on_train_step_end(self, step, values["loss"])
+        self._progress.update(update.step, shown)
+        self.told_batch = update.micro_batches
+        if fingerprint is not None:
+            self.training_hooks.on_fingerprint(self, fingerprint)
+        self.training_hooks.on_train_step_end(self, update.step, values["loss"])
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 

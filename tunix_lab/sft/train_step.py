@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 from tunix_lab.ops.weighted import WeightedMean
+from tunix_lab.sft.fingerprinting import GRADIENT, by_layer
 from tunix_lab.sft.train_state import ModelParts, TrainState, is_changing
 
 # (model, batch) -> loss and named metrics, all of them not divided yet.
@@ -22,12 +23,26 @@ def as_weighted(value: Any) -> WeightedMean:
     return WeightedMean(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
 
 
-def make_train_step(parts: ModelParts, optimizer: optax.GradientTransformation, loss_fn: LossFn):
+def make_train_step(
+    parts: ModelParts,
+    optimizer: optax.GradientTransformation,
+    loss_fn: LossFn,
+    *,
+    skip_nonfinite: bool = False,
+    with_fingerprint: bool = False,
+):
     """Returns `step(state, frozen, micro_batches) -> (state, metrics)`, `frozen` being the model's frozen parameters.
 
     `micro_batches` is a pytree of arrays [n_micro, rows, …]. Gradients of the loss's *total* are added over the micro-batches
     and divided once by the added *count*, so the update is the same however the rows are grouped. A batch without any weight
     changes nothing and is counted.
+
+    Args:
+      parts: the model.
+      optimizer: the whole optimizer.
+      loss_fn: what is made small.
+      skip_nonfinite: an update whose loss or gradient is not finite changes nothing, and is counted as `skipped`.
+      with_fingerprint: metrics have an entry `GRADIENT`, {layer: hash of its gradient}, see `sft.fingerprint`.
     """
 
     def micro_step(state: TrainState, variables: nnx.State, frozen: nnx.State, batch: Any):
@@ -57,13 +72,18 @@ def make_train_step(parts: ModelParts, optimizer: optax.GradientTransformation, 
         gradient = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        grad_norm = optax.tree.norm(gradient)
+        is_finite = jnp.isfinite(loss.total) & jnp.isfinite(grad_norm)
+        counts = has_weight & is_finite if skip_nonfinite else has_weight
         params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(has_weight, new, old), (params, opt_state), (state.params, state.opt_state)
+            lambda new, old: jnp.where(counts, new, old), (params, opt_state), (state.params, state.opt_state)
         )
         metrics = {
             "loss": loss.mean,
-            "grad_norm": optax.tree.norm(gradient),
+            "grad_norm": grad_norm,
             "empty_batches": 1.0 - has_weight.astype(jnp.float32),
+            **({"skipped": (has_weight & ~is_finite).astype(jnp.float32)} if skip_nonfinite else {}),
+            **({GRADIENT: by_layer(gradient)} if with_fingerprint else {}),
             **learning_rate_of(opt_state),
             **{name: value.mean for name, value in aux.items()},
         }

@@ -33,6 +33,7 @@ def resume_hash(spec: ExperimentSpec) -> str:
         "rows_per_forward": spec.training.rows_per_forward,
         "scan_layers": spec.training.scan_layers,
         "remat": spec.training.remat,
+        "nonfinite": spec.training.nonfinite,
     }
     return _digest({section: data[section] for section in _RESUME_SECTIONS} | {"training": steps})
 

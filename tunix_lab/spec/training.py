@@ -82,6 +82,11 @@ class TrainingSpec(Section):
     remat: Literal["none", "dots", "block"] = "none"
     """What the backward pass computes again instead of keeping it: dots, all but matrix products; block, whole layers."""
 
+    nonfinite: Literal["stop", "skip", "continue"] = "stop"
+    """After a loss or gradient that is no number: stop, with the batch saved; skip the update and go on; or apply it."""
+    fingerprint_every: Steps = 1
+    """Steps between hashes of all parameters; batches and gradients are hashed at every step."""
+
     @property
     def rows_per_forward(self) -> int:
         """Rows of one forward pass of training."""
