@@ -7,6 +7,7 @@ import typer
 
 from tunix_lab.cli.check import check
 from tunix_lab.cli.data import arithmetic, gsm8k, show_data, tokenizer
+from tunix_lab.cli.diff import diff
 from tunix_lab.cli.evaluate import evaluate
 from tunix_lab.cli.export import export
 from tunix_lab.cli.models import models
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Post-train language models in JAX; every run is an experiment that can be found, compared and repeated.",
 )
-for verb in (run, check, schema, evaluate, sample, export, models, runs, ui, sync, show_data):
+for verb in (run, check, schema, evaluate, sample, export, models, runs, diff, ui, sync, show_data):
     app.command()(verb)
 
 data = typer.Typer(no_args_is_help=True, help="Make datasets and a tokenizer.")

@@ -15,6 +15,8 @@ from tunix_lab.lab.fingerprints import Fingerprint
 
 Cause = Literal["data order", "batch content", "gradient", "update"]
 Fingerprints = Mapping[int, Fingerprint]
+Metrics = Mapping[tuple[int, str], float]
+"""Values by step and name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,30 @@ def first_divergence(a: Fingerprints, b: Fingerprints, same_data: bool) -> Diver
             first=step == common[0],
         )
     return None
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricGap:
+    """A metric value in which two runs differ.
+
+    Attributes:
+      step: where it was measured.
+      name: of the metric.
+      gap: both values.
+    """
+
+    step: int
+    name: str
+    gap: Gap
+
+
+def metric_gaps(a: Metrics, b: Metrics) -> list[MetricGap]:
+    """The values, of those that both runs have, that are not the same bits; in the order of steps and names."""
+    return [
+        MetricGap(step, name, Gap(a[step, name], b[step, name]))
+        for step, name in sorted(a.keys() & b.keys())
+        if not same_number(a[step, name], b[step, name])
+    ]
 
 
 def same_number(a: float, b: float) -> bool:

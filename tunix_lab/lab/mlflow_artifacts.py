@@ -1,6 +1,6 @@
 """Which files of a run directory go to MLflow, and where: enough to look at the run, to compare it and to make it again."""
 
-from tunix_lab.lab.run_state import BUNDLE, ENV_LOCK, MANIFEST, METRICS, PATCH
+from tunix_lab.lab.run_state import BUNDLE, ENV_LOCK, FINGERPRINTS, MANIFEST, METRICS, PATCH
 
 SAMPLES = "samples/latest.json"
 # folder in the artifact store by file of the run directory
@@ -19,7 +19,7 @@ LAST_ARTIFACTS = {
     "metrics.json": None,
     "run.json": None,
     METRICS: "journal",
-    "journal/fingerprints.jsonl": "journal",
+    FINGERPRINTS: "journal",
     "report.md": None,
     "report.html": None,
 }
