@@ -11,6 +11,7 @@ from tunix_lab.cli.diff import diff
 from tunix_lab.cli.evaluate import evaluate
 from tunix_lab.cli.export import export
 from tunix_lab.cli.models import models
+from tunix_lab.cli.reproduce import reproduce
 from tunix_lab.cli.run import run
 from tunix_lab.cli.runs import runs
 from tunix_lab.cli.sample import sample
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Post-train language models in JAX; every run is an experiment that can be found, compared and repeated.",
 )
-for verb in (run, check, schema, evaluate, sample, export, models, runs, diff, ui, sync, show_data):
+for verb in (run, check, schema, evaluate, sample, export, models, runs, diff, reproduce, ui, sync, show_data):
     app.command()(verb)
 
 data = typer.Typer(no_args_is_help=True, help="Make datasets and a tokenizer.")

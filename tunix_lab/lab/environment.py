@@ -76,9 +76,13 @@ def lock_file_digests(home: Path) -> dict[str, str]:
     return {name: hashlib.sha256((home / name).read_bytes()).hexdigest() for name in LOCK_FILES if (home / name).is_file()}
 
 
-def package_digest() -> str:
-    """sha256 of the source of this package: names and bytes of its Python files. It says what an editable install really was."""
-    folder = Path(__file__).parents[1]
+def package_digest(folder: Path | None = None) -> str:
+    """sha256 of the source of this package: names and bytes of its Python files. It says what an editable install really was.
+
+    Args:
+      folder: of the package; None takes the one that runs.
+    """
+    folder = Path(__file__).parents[1] if folder is None else folder
     hasher = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         hasher.update(f"{file.relative_to(folder).as_posix()}\0".encode())

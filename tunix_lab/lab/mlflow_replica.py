@@ -250,9 +250,8 @@ class Replica:
         """Uploads the files that are new or changed since the last pass."""
         for name, folder in artifacts.items():
             path = self.run_dir / name
-            if not path.exists():
+            if not path.exists() or not (stat := path.stat()).st_size:
                 continue
-            stat = path.stat()
             signature = f"{stat.st_size} {stat.st_mtime_ns}"
             if self.cursor.artifacts.get(name) == signature:
                 continue

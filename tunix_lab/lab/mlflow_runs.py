@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunix_lab.errors import EnvironmentProblem
 from tunix_lab.lab.mlflow_checkpoints import short_name
-from tunix_lab.lab.mlflow_store import Store
+from tunix_lab.lab.mlflow_store import Store, impatient_requests, open_store, parse_store
 from tunix_lab.lab.run_state import RunState
 
 if TYPE_CHECKING:
@@ -24,6 +24,22 @@ def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = client.search_runs(experiments, f"tags.`lab.run_id` = '{run_id}'", max_results=1)
     return found[0] if found else None
+
+
+def tag_run(tracking_uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
+    """Sets tags on the MLflow run that replicates our run `run_id`; whether there is one, and the store answered."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    with impatient_requests():
+        try:
+            client = open_store(parse_store(tracking_uri))
+            run = find_run(client, run_id)
+            for name, value in tags.items() if run is not None else ():
+                client.set_tag(run.info.run_id, name, value)
+        except (MlflowException, requests.RequestException, OSError):
+            return False
+    return run is not None
 
 
 def create_run(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], state: RunState) -> "Run":

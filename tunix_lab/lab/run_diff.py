@@ -80,8 +80,8 @@ def diff_runs(a: Path, b: Path) -> RunDiff:
       UserError: one of them is no run directory.
     """
     one, two = read_manifest(a), read_manifest(b)
-    data = _differences(inputs_of(one), inputs_of(two))
-    configuration = _differences(configuration_of(a, one), configuration_of(b, two))
+    data = differences(inputs_of(one), inputs_of(two))
+    configuration = differences(configuration_of(a, one), configuration_of(b, two))
     prints = read_fingerprints(a), read_fingerprints(b)
     values = metrics_of(a), metrics_of(b)
     roles = {difference.name.split()[0] for difference in data}
@@ -137,14 +137,20 @@ def _text(value: Any) -> str:
 
 def environment_differences(a: Path, one: Mapping[str, Any], b: Path, two: Mapping[str, Any]) -> list[Difference]:
     """Code, versions, devices and flags of two runs that are not the same."""
-    return _differences(_environment(a, one), _environment(b, two))
+    return differences(environment_of(a, one), environment_of(b, two))
 
 
-def _environment(run_dir: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Everything about the surroundings of a run as text by name; what older records lack is absent."""
+def environment_of(run_dir: Path | None, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Everything about the surroundings of a run as text by name; what older records lack is absent.
+
+    Args:
+      run_dir: with the files beside the manifest; None takes the manifest alone.
+      manifest: of the run.
+    """
     git = manifest.get("git", {})
     found = {"git commit": git.get("commit")}
-    found |= {f"code {path}": f"changed ({digest[:8]})" for path, digest in patched(run_dir).items()}
+    changes = {} if run_dir is None else patched(run_dir)
+    found |= {f"code {path}": f"changed ({digest[:8]})" for path, digest in changes.items()}
     found |= {f"code {entry['path']}": f"untracked ({(entry['sha256'] or ABSENT)[:8]})" for entry in _untracked(git)}
     found |= {"package source": manifest.get("package", ABSENT)[:12], "platform": manifest.get("platform")}
     found |= {f"lock file {name}": digest[:12] for name, digest in manifest.get("lock_files", {}).items()}
@@ -153,7 +159,7 @@ def _environment(run_dir: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
     found |= {f"jax {name}": value for name, value in hardware.pop("jax", {}).items()}
     found |= {name.replace("_", " "): value for name, value in hardware.items()}
     versions = dict(manifest.get("versions", {}))
-    if (run_dir / ENV_LOCK).is_file():
+    if run_dir is not None and (run_dir / ENV_LOCK).is_file():
         locked = read_env_lock((run_dir / ENV_LOCK).read_text())
         versions = {"python": versions["python"], **locked}
     found |= {f"version {name.replace('_', '-')}": value for name, value in versions.items()}
@@ -190,7 +196,8 @@ def params_digest(run_dir: Path) -> str | None:
     return json.loads(path.read_text())["params_digest"] if path.is_file() else None
 
 
-def _differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[Difference]:
+def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[Difference]:
+    """The names whose values are not the same, in the order of the first mapping."""
     names = list(dict.fromkeys([*a, *b]))
     return [Difference(name, a.get(name, ABSENT), b.get(name, ABSENT)) for name in names if a.get(name) != b.get(name)]
 
