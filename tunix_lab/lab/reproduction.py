@@ -66,6 +66,8 @@ def graded(diff: RunDiff, tolerance: float, notes: list[str]) -> Reproduction:
     worst = 0.0 if largest is None else largest.gap.relative
     if not diff.compared and diff.updates[0] is None and diff.params[0] is None:
         grade, verdict = "diverged", f"run {diff.a} left nothing to compare with"
+    elif lacking := _lacking(diff):
+        grade, verdict = "diverged", lacking
     elif not diff.diverged:
         grade, verdict = "bit for bit", f"reproduced bit for bit{_extent(diff)}"
     elif diff.compared and worst <= tolerance:
@@ -73,6 +75,16 @@ def graded(diff: RunDiff, tolerance: float, notes: list[str]) -> Reproduction:
     else:
         grade, verdict = "diverged", _diverged(diff)
     return Reproduction(diff.a, diff.b, grade, verdict, tolerance, largest, diff, notes)
+
+
+def _lacking(diff: RunDiff) -> str | None:
+    """What the old run recorded and the new one, which is the same otherwise, did not; None if nothing."""
+    old, new = diff.updates
+    if diff.divergence is None and old is not None and new is not None and new[1] < old[1]:
+        return f"diverged: the new run has {new[1]} of {old[1]} updates"
+    if diff.only[0] and not diff.diverged:
+        return f"diverged: {diff.only[0]} metric values of the run are missing from the new one"
+    return None
 
 
 def _extent(diff: RunDiff) -> str:

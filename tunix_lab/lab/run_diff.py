@@ -47,6 +47,7 @@ class RunDiff:
       divergence: the first update that they do not share; None if there is none among those that both have.
       metrics: the train and eval values that differ, in order.
       compared: number of train and eval values that both have.
+      only: number of those that only the first run has, and only the second.
       params: digest of the final parameters of each run; None where it left none.
     """
 
@@ -60,6 +61,7 @@ class RunDiff:
     divergence: Divergence | None
     metrics: list[MetricGap]
     compared: int
+    only: tuple[int, int]
     params: tuple[str | None, str | None]
 
     @property
@@ -96,6 +98,7 @@ def diff_runs(a: Path, b: Path) -> RunDiff:
         divergence=first_divergence(*prints, same_data=not roles & {"data", "tokenizer", "chat_template"}),
         metrics=metric_gaps(*values),
         compared=len(values[0].keys() & values[1].keys()),
+        only=(len(values[0].keys() - values[1].keys()), len(values[1].keys() - values[0].keys())),
         params=(params_digest(a), params_digest(b)),
     )
 
