@@ -24,6 +24,7 @@ READ_BY_SPEC = {
     "model.size": "ModelSpec.decoder_config",
     "model.dtype": "ModelSpec.decoder_config",
     "model.param_dtype": "ModelSpec.decoder_config",
+    "training.budget": "TrainingSpec.budget_s",
 }
 
 

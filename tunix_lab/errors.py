@@ -3,8 +3,6 @@
 Whoever raises one writes a single message with the place and the remedy; the command line prints it without a traceback.
 """
 
-import signal
-
 
 class UserError(Exception):
     """A mistake in a spec, an argument or the data. Exit code 2."""
@@ -31,8 +29,11 @@ class Mismatch(UserError):
 
 
 class Stopped(BaseException):
-    """A signal ended the work after its state was saved; the exit code is 128 + the signal's number."""
+    """The work ended early, after its state was saved.
 
-    def __init__(self, signum: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name}; the same command goes on from the checkpoint")
-        self.exit_code = 128 + signum
+    Exit code: 128 + the number of the signal that asked for it; 75, as `sysexits.h` has it for "try again", for everything else.
+    """
+
+    def __init__(self, reason: str, exit_code: int = 75):
+        super().__init__(reason)
+        self.exit_code = exit_code

@@ -129,7 +129,8 @@ def test_a_file_of_the_hub(home, tokenizer, monkeypatch):
 AROUND = {
     "hardware": {"device_count": 1, "device_kind": "cpu"},
     "git": GitState(),
-    "command": {"argv": [], "out": None},
+    "command": [],
+    "out": "runs/r",
     "chat_template": None,
 }
 

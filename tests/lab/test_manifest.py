@@ -217,7 +217,7 @@ def record(home: Path, run_dir: Path) -> dict:
     redactor, state = Redactor.of_process(), git_state(home)
     tags = {**state.tags(), "note": f"Bearer {SECRETS['web']}"}
     whole = manifest(run_dir.name, tags=tags, description=f"see https://u:{SECRETS['address']}@host") | environment()
-    whole |= {"command": command_line(home, None, redactor), "params": {"x": SECRETS["hub"]}}
+    whole |= {"command": command_line(redactor), "params": {"x": SECRETS["hub"]}}
     spec = f"name: x\ntracking: {{tags: {{owner: {SECRETS['openai']}, other: '{SECRETS['named']}'}}}}\n"
     journal = Journal.open(run_dir)
     write_manifest(run_dir, whole, spec, spec, state)
@@ -253,7 +253,7 @@ def test_no_secret_reaches_the_run_directory(leaking, tmp_path):
     }
     assert [entry["path"] for entry in written["git"]["untracked"]] == ["clean.py"]
     assert f'TOKEN = "{REDACTED}"' in (run_dir / "dirty.patch").read_text()
-    assert written["command"]["argv"] == ["tunix-lab", "run", f"--set=tags.api_key={REDACTED}", REDACTED]
+    assert written["command"] == ["tunix-lab", "run", f"--set=tags.api_key={REDACTED}", REDACTED]
     assert written["git"]["remote"] == "https://host/a.git" and written["params"] == {"x": REDACTED}
     assert written["environment"]["XLA_FLAGS"] == f"--xla_dump_to=https://{REDACTED}@host/"
     for name, digest in written["files"].items():
@@ -299,11 +299,9 @@ def test_the_environment(tmp_path, monkeypatch):
     assert lock_file_digests(tmp_path) == {"uv.lock": hashlib.sha256(b"x").hexdigest()}
 
 
-def test_the_command_line(tmp_path, monkeypatch):
+def test_the_command_line(monkeypatch):
     monkeypatch.setattr("sys.argv", ["-c", "run", "a.yaml", "--out", "outputs/a"])
-    called = command_line(tmp_path, tmp_path / "outputs/a", NOTHING)
-    assert called == {"argv": ["tunix-lab", "run", "a.yaml", "--out", "outputs/a"], "out": "outputs/a"}
-    assert command_line(tmp_path, None, NOTHING)["out"] is None
+    assert command_line(NOTHING) == ["tunix-lab", "run", "a.yaml", "--out", "outputs/a"]
 
 
 def test_looking_at_this_repository_is_quick():

@@ -101,7 +101,11 @@ def recorded(repository, tmp_path) -> Recorded:
 
 def record(project: Path, run_id: str, **changes) -> Recorded:
     run_dir = project / "runs" / run_id
-    whole = manifest(run_id, inputs=[], chat_template=None, hardware={"device_count": 1}, lock_files={}) | environment() | changes
+    whole = (
+        manifest(run_id, input_files=[], chat_template=None, hardware={"device_count": 1}, lock_files={})
+        | environment()
+        | changes
+    )
     write_manifest(run_dir, whole, "name: x\n", "name: x\n", git_state(project, NOTHING), NOTHING)
     return Recorded(run_dir, json.loads((run_dir / "manifest.json").read_text()))
 
@@ -121,8 +125,8 @@ def test_a_whole_record_opens(recorded, repository):
     [
         ({"redacted": ["dirty.patch"]}, "secrets were taken out of dirty.patch"),
         ({"git": {"commit": None}}, "not under git"),
-        ({"inputs": None}, "kept too little"),
-        ({"inputs": None, "kind": "evaluate"}, "it is an evaluation"),
+        ({"input_files": None}, "kept too little"),
+        ({"input_files": None, "kind": "evaluate"}, "it is an evaluation"),
     ],
 )
 def test_a_record_that_cannot_lead_back_is_refused(recorded, repository, changes, reason):
@@ -267,7 +271,7 @@ def test_inputs_come_from_dvc(repository, tmp_path):
         entry("data/set", dvc_digest(repository / "data/set")),
         entry("data/one.jsonl", dvc_digest(repository / "data/one.jsonl")),
     ]
-    run = record(repository, "dvc-1", inputs=inputs)
+    run = record(repository, "dvc-1", input_files=inputs)
     for name in ("data/set/rows.jsonl", "data/one.jsonl"):
         (repository / name).unlink()
         (repository / name).write_text("edited\n")

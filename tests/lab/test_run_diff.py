@@ -28,7 +28,7 @@ SURROUNDINGS = {
     "versions": {"python": "3.12.1", "jax": "0.10.2"},
     "environment": {},
     "lock_files": {},
-    "inputs": INPUTS,
+    "input_files": INPUTS,
     "chat_template": "e" * 64,
 }
 
@@ -82,7 +82,7 @@ def test_everything_that_differs_is_said(a_run, diff):
     other = [INPUTS[0] | {"digest": "9" * 32}, INPUTS[1]]
     git = {"commit": "c" * 40, "untracked": [{"path": "scorer.py", "sha256": "1" * 64}], "left_out": []}
     changed = {
-        "inputs": other,
+        "input_files": other,
         "git": git,
         "versions": {"python": "3.12.1", "jax": "0.11.0"},
         "environment": {"XLA_FLAGS": "--x"},

@@ -3,6 +3,7 @@
 import gc
 import logging
 import shutil
+import subprocess
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tunix_lab.errors import UserError
-from tunix_lab.sft.checkpoint_manager import CheckpointManager
+from tunix_lab.sft.checkpoint_manager import CheckpointManager, best_n
 from tunix_lab.sft.train_state import digest
 
 # Reading a damaged checkpoint leaves Orbax's other reads unfinished.
@@ -103,6 +104,79 @@ def test_flipped_bytes_are_noticed(folder, caplog):
     step, restored, *_ = read(folder)
     assert step == 1 and "step 2 is unusable" in caplog.text
     np.testing.assert_array_equal(restored["a"], params(1)["a"])
+
+
+@pytest.mark.parametrize("item", ["opt_state", "record"])
+def test_other_moments_and_records_are_noticed(folder, caplog, item):
+    """Everything is verified, not the parameters alone: here another step's moments, or a record that was edited."""
+    if item == "opt_state":
+        shutil.rmtree(folder / "2" / item)
+        shutil.copytree(folder / "1" / item, folder / "2" / item)
+    else:
+        (path,) = (path for path in (folder / "2" / item).rglob("*") if path.is_file() and b"train_steps" in path.read_bytes())
+        path.write_bytes(path.read_bytes().replace(b'"train_steps": 2', b'"train_steps": 3'))
+    assert read(folder)[0] == 1 and f"its {item} " in caplog.text and "not what was written" in caplog.text
+
+
+def test_verify_reads_back_what_lies_on_disk(folder):
+    manager = CheckpointManager(folder)
+    assert manager.verify(2, params(0), moments(0))
+    shutil.rmtree(folder / "2" / "opt_state")
+    assert not manager.verify(2, params(0), moments(0))
+    manager.close()
+
+
+def small_disk(folder, megabytes):
+    """A file system of so many megabytes at `folder`."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+
+
+def big(step):
+    """Two megabytes that no compression makes smaller."""
+    return {"a": jnp.asarray(np.random.default_rng(step).standard_normal(500_000), jnp.float32)}
+
+
+@pytest.mark.parametrize("is_foreseen", [True, False])
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, caplog, is_foreseen):
+    """The checkpoint that does not fit is left out with a message, whether it is foreseen or found out while writing."""
+    small_disk(tmp_path / "disk", 8)
+    try:
+        monkeypatch.setattr("tunix_lab.sft.checkpoint_manager.SPARE_BYTES", 0 if is_foreseen else -(10**9))
+        failed = []
+        manager = CheckpointManager(tmp_path / "disk", every=1, on_failed=lambda *told: failed.append(told))
+        assert manager.save(1, big(1), moments(1), {})
+        manager.wait()
+        filling = tmp_path / "disk" / "filling"
+        filling.write_bytes(bytes(5_000_000))
+        began = manager.save(2, big(2), moments(2), {})
+        manager.wait()
+        assert began == (not is_foreseen) and [step for step, _ in failed] == [2] and manager.latest_step() == 1
+        assert "no checkpoint of step 2" in caplog.text and "training goes on" in caplog.text and manager.failure is not None
+        assert "Traceback" not in manager.failure and ("lacks" if is_foreseen else "No space left") in manager.failure
+        assert not list((tmp_path / "disk").glob("*tmp*"))
+        filling.unlink()
+        assert manager.save(3, big(3), moments(3), {})
+        manager.close()
+        assert manager.failure is None and CheckpointManager(tmp_path / "disk").restore(big(0), moments(0))[0] == 3
+    finally:
+        gc.collect()
+        subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=True)
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    """Losses by step: 5 4 1 3 2 and none; kept are the last two and the best two."""
+    policy = [ocp.checkpoint_managers.LatestN(2), best_n("eval/loss", 2, higher_is_better=False)]
+    options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policy))
+    manager = CheckpointManager(tmp_path, options, every=1)
+    for step, loss in enumerate([5.0, 4.0, 1.0, 3.0, 2.0, None, None], start=1):
+        if loss is not None:
+            manager.judge(step, {"eval/loss": loss})
+        manager.save(step, params(step), moments(step), {})
+    manager.close()
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [3, 5, 6, 7]
 
 
 def test_interrupted_writes_are_ignored(folder):

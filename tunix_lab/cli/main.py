@@ -12,12 +12,14 @@ from tunix_lab.cli.evaluate import evaluate
 from tunix_lab.cli.export import export
 from tunix_lab.cli.models import models
 from tunix_lab.cli.reproduce import reproduce
+from tunix_lab.cli.resume import resume
 from tunix_lab.cli.run import run
 from tunix_lab.cli.runs import runs
 from tunix_lab.cli.sample import sample
 from tunix_lab.cli.schema import schema
 from tunix_lab.cli.sync import sync
 from tunix_lab.cli.ui import ui
+from tunix_lab.cli.verify_resume import verify_resume
 from tunix_lab.errors import Stopped, UserError
 
 app = typer.Typer(
@@ -26,7 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Post-train language models in JAX; every run is an experiment that can be found, compared and repeated.",
 )
-for verb in (run, check, schema, evaluate, sample, export, models, runs, diff, reproduce, ui, sync, show_data):
+for verb in (run, resume, check, schema, evaluate, sample, export, models, runs, diff, reproduce):
+    app.command()(verb)
+for verb in (ui, sync, verify_resume, show_data):
     app.command()(verb)
 
 data = typer.Typer(no_args_is_help=True, help="Make datasets and a tokenizer.")

@@ -23,7 +23,7 @@ from tunix_lab.models.catalog import load_model
 from tunix_lab.models.decoder import Decoder, init_decoder
 from tunix_lab.models.sharding import make_mesh, state_shardings
 from tunix_lab.perf.trace import HostTracer
-from tunix_lab.sft.checkpoint_manager import CheckpointManager
+from tunix_lab.sft.checkpoint_manager import CheckpointManager, best_n
 from tunix_lab.sft.config import DPOTrainingConfig, TrainingConfig
 from tunix_lab.sft.dpo.dpo_trainer import DPOTrainer
 from tunix_lab.sft.dpo.reference import with_reference_logps
@@ -45,7 +45,7 @@ from tunix_lab.spec.algorithm import (
     Sft,
 )
 from tunix_lab.spec.model import LoraAdapter, NoAdapter, QloraAdapter
-from tunix_lab.spec.training import ConstantSchedule, CosineSchedule, LinearSchedule, OptimizerSpec
+from tunix_lab.spec.training import CheckpointSpec, ConstantSchedule, CosineSchedule, LinearSchedule, OptimizerSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +219,7 @@ def build_trainer(
     identity: str,
     logger: MetricsLogger,
     on_saved: Callable[[int, Path, str], None],
+    on_failed: Callable[[int, str], None],
 ) -> PeftTrainer:
     """The trainer of the spec's algorithm.
 
@@ -232,6 +233,7 @@ def build_trainer(
       identity: hash of spec and inputs, see `manifest.Inputs`.
       logger: receives the metrics.
       on_saved: called for every checkpoint that is complete on disk.
+      on_failed: called for every checkpoint that could not be written.
     """
     training = spec.training
     options = {
@@ -246,10 +248,11 @@ def build_trainer(
     }
     manager = CheckpointManager(
         checkpoints,
-        ocp.CheckpointManagerOptions(max_to_keep=spec.checkpoint.keep_last),
+        ocp.CheckpointManagerOptions(preservation_policy=retention(spec.checkpoint), cleanup_tmp_directories=True),
         every=spec.checkpoint.every,
         identity=identity,
         on_saved=on_saved,
+        on_failed=on_failed,
     )
     services = {"metrics_logger": logger, "perf_tracer": HostTracer(), "checkpoint_manager": manager}
     optimizer = build_optimizer(spec.optimizer, training.max_steps)
@@ -272,6 +275,15 @@ def build_trainer(
                 raise UserError(f"algorithm.strategy: {error}") from error
             services |= {"strategy": strategy, "vocab_mapping": _vocab_mapping(model, teacher, tokenizer)}
             return DistillationTrainer(model, teacher, optimizer, TrainingConfig(**options), **services)
+
+
+def retention(spec: CheckpointSpec) -> ocp.checkpoint_managers.PreservationPolicy:
+    """Which checkpoints stay on disk."""
+    policies = [ocp.checkpoint_managers.LatestN(spec.keep_last)]
+    if spec.keep_best is not None:
+        best = spec.keep_best
+        policies.append(best_n(best.metric, best.count, higher_is_better=best.higher_is_better))
+    return ocp.checkpoint_managers.AnyPreservationPolicy(policies)
 
 
 def _knobs(section: Any) -> dict[str, Any]:

@@ -99,16 +99,7 @@ def cpu_model() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def command_line(home: Path, out: Path | None, redactor: Redactor) -> dict[str, Any]:
-    """How this process was called.
-
-    Args:
-      home: the project folder, to which paths are relative.
-      out: `--out`, if it was given.
-      redactor: takes secrets out.
-    """
+def command_line(redactor: Redactor) -> list[str]:
+    """How this process was called; `redactor` takes secrets out."""
     program = Path(sys.argv[0]).name
-    argv = ["tunix-lab" if program in ("-c", "tunix-lab") else program, *map(redactor.argument, sys.argv[1:])]
-    given = None if out is None else out.absolute()
-    shown = None if given is None else given.relative_to(home).as_posix() if given.is_relative_to(home) else str(given)
-    return {"argv": argv, "out": shown}
+    return ["tunix-lab" if program in ("-c", "tunix-lab") else program, *map(redactor.argument, sys.argv[1:])]

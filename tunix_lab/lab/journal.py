@@ -212,7 +212,7 @@ class Journal:
             elif issubclass(kind, Exception):
                 self.finish("failed", f"{kind.__name__}: {error}")
             else:
-                self.finish("killed", kind.__name__)
+                self.finish("killed", str(error) or kind.__name__)
         self.close()
 
     def _append(self, file: IO[bytes], line: Mapping[str, Any]) -> None:

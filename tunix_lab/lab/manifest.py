@@ -40,6 +40,14 @@ class Inputs:
     base: str | None
     teacher: str | None = None
 
+    def described(self) -> dict[str, str | None]:
+        """The hashes by what they are of."""
+        return {f"data.{key}": digest for key, digest in self.data.items()} | {
+            "tokenizer": self.tokenizer,
+            "base": self.base,
+            "teacher": self.teacher,
+        }
+
     def identity(self, spec: ExperimentSpec) -> str:
         """sha256 of everything that must be the same for a run to be continued."""
         content = {"spec": resume_hash(spec), **dataclasses.asdict(self)}
@@ -60,6 +68,7 @@ def make_manifest(
     git: GitState,
     command: dict[str, Any],
     chat_template: str | None,
+    out: str,
 ) -> dict[str, Any]:
     """The manifest of a training run, as `lab.mlflow_sync` and `lab.reproduce` read it.
 
@@ -74,6 +83,7 @@ def make_manifest(
       git: of the project.
       command: see `environment.command_line`.
       chat_template: hash of its text.
+      out: folder of the outputs, relative to the project where it lies in it.
     """
     tags = {
         "lab.spec_hash": spec_hash(spec),
@@ -99,10 +109,12 @@ def make_manifest(
         "higher_is_better": spec.tracking.higher_is_better,
         "seed": spec.seed,
         "identity": inputs.identity(spec),
+        "inputs": inputs.described(),
+        "out": out,
         "params": _searchable(flatten(spec)),
         "tags": tags,
         "datasets": described(spec, home, inputs.data, rows),
-        "inputs": input_files(spec, home, inputs),
+        "input_files": input_files(spec, home, inputs),
         "chat_template": chat_template,
         "command": command,
         "hardware": hardware,

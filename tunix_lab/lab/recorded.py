@@ -76,7 +76,7 @@ def open_record(home: Path, text: str, tracking_uri: str, downloads: Path) -> Re
 def _check(recorded: Recorded) -> None:
     """Refuses a record that cannot lead to the same run."""
     manifest, run_id = recorded.manifest, recorded.run_id
-    if "inputs" not in manifest or "files" not in manifest:
+    if "input_files" not in manifest or "files" not in manifest:
         what = "an evaluation" if manifest.get("kind") == "evaluate" else "recorded by a version that kept too little for it"
         raise UserError(f"run {run_id} cannot be made again: it is {what}")
     if recorded.git["commit"] is None:

@@ -25,6 +25,7 @@ from tunix_lab.lab.worktree import Worktree, make_worktree, remove_worktree
 
 _MAIN = "from tunix_lab.cli.main import main; main()"
 _PROBE = "import json; from tunix_lab.lab.devices import hardware; print(json.dumps(hardware()))"
+_TRY_AGAIN = 75  # the exit code of a run that was stopped other than by a signal, see `errors.Stopped`
 
 Say = Callable[[str], None]
 
@@ -78,7 +79,7 @@ def reproduce(project: Path, text: str, *, tracking_uri: str, cache: Path, optio
                 finished = True
                 return None
             new = _run(recorded, tree, workspace, lock)
-            notes = [*tree.notes, *changed_inputs(recorded.manifest["inputs"], project, tree.home)]
+            notes = [*tree.notes, *changed_inputs(recorded.manifest["input_files"], project, tree.home)]
             result = graded(diff_runs(recorded.folder, new), options.tolerance, notes)
             _adopt(new, project / "runs" / new.name, result)
             if options.replicate:
@@ -123,7 +124,7 @@ def _prepare(recorded: Recorded, project: Path, workspace: Path, options: Option
     parts += ["its patch"] if recorded.patch else []
     parts += ["its untracked files"] if recorded.bundle else []
     say(f"code     {' + '.join(parts)}")
-    problems = fetch_inputs(recorded.manifest["inputs"], project, tree.home)
+    problems = fetch_inputs(recorded.manifest["input_files"], project, tree.home)
     if problems:
         raise Mismatch("\n".join([f"run {recorded.run_id} cannot be made again, since its inputs are not to be had:", *problems]))
     say(f"inputs   {sum(entry['path'] is not None for entry in recorded.manifest['inputs'])} files and folders, all as recorded")
@@ -200,8 +201,9 @@ def _run(recorded: Recorded, tree: Worktree, workspace: Path, lock: IO[bytes]) -
     process = subprocess.Popen(command, cwd=tree.home, env=environment, start_new_session=True, pass_fds=(lock.fileno(),))
     with _forward_signals(process):
         code = process.wait()
-    if code < 0 or code > 128:
-        raise Stopped(-code if code < 0 else code - 128)
+    code = 128 - code if code < 0 else code
+    if code > 128 or code == _TRY_AGAIN:
+        raise Stopped(f"the new run of {recorded.run_id} was stopped; the same command goes on from its checkpoint", code)
     if code:
         failure = TrainingFailed if code == TrainingFailed.exit_code else EnvironmentProblem
         raise failure(f"the new run of {recorded.run_id} ended with exit code {code}; its message stands above")

@@ -105,9 +105,9 @@ def diff_runs(a: Path, b: Path) -> RunDiff:
 
 def inputs_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Hash of each input by its role and name; records made before inputs had a list of their own name their data sets."""
-    if "inputs" not in manifest:
+    if "input_files" not in manifest:
         return {f"data {entry['context']} {entry['path']}": entry["digest"] for entry in manifest["datasets"]}
-    found = {_role(entry): entry["digest"] or ABSENT for entry in manifest["inputs"]}
+    found = {_role(entry): entry["digest"] or ABSENT for entry in manifest["input_files"]}
     return found | {"chat_template": manifest["chat_template"] or ABSENT}
 
 

@@ -1,8 +1,6 @@
-"""What a run does between updates: samples, a stop on numbers that are none, and a stop when its pipeline is gone."""
+"""What a run does between updates: it keeps fingerprints, samples, and stops where it must."""
 
 import math
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from tunix_lab.errors import TrainingFailed
 from tunix_lab.lab import build
 from tunix_lab.lab.journal import Journal
 from tunix_lab.lab.samples import Samples, load_scorer
+from tunix_lab.lab.stopping import Stopping
 from tunix_lab.sft.fingerprint import Fingerprint
 from tunix_lab.sft.hooks import TrainingHooks
 from tunix_lab.sft.peft_trainer import PeftTrainer
@@ -29,14 +28,20 @@ class RunHooks(TrainingHooks):
     """Samples when they are due, and an end to training on numbers that are none."""
 
     def __init__(
-        self, spec: ExperimentSpec, home: Path, journal: Journal, model: nnx.Module, tokenizer: Tokenizer, data: build.Data
+        self,
+        spec: ExperimentSpec,
+        home: Path,
+        journal: Journal,
+        model: nnx.Module,
+        tokenizer: Tokenizer,
+        data: build.Data,
+        stopping: Stopping,
     ):
         self._journal = journal
         self._section = spec.samples
         self._nonfinite = spec.training.nonfinite
         self._sampled: int | None = None
-        # DVC does not take its stages along when it is killed; training on would meet the next `dvc repro` in the same folders.
-        self._parent = os.getppid() if os.environ.get("DVC_STAGE") else None
+        self._stopping = stopping
         if spec.samples is not None:
             self._samples = Samples(
                 model,
@@ -53,10 +58,7 @@ class RunHooks(TrainingHooks):
             self._sample(trainer)
 
     def on_update(self, trainer: PeftTrainer) -> None:
-        if self._parent is not None and os.getppid() != self._parent:
-            print("the dvc process that started this stage is gone", file=sys.stderr, flush=True)
-            self._parent = None
-            os.kill(os.getpid(), signal.SIGTERM)
+        self._stopping.after_update(trainer)
         if self._section is not None and trainer.train_steps % self._section.every == 0:
             self._sample(trainer)
 
@@ -89,7 +91,9 @@ class RunHooks(TrainingHooks):
         rows, score = self._samples.generate(nnx.state(trainer.model))
         self._journal.samples(step, rows)
         if score is not None:
-            self._journal.metrics(step, {f"eval/{self._section.scorer.rpartition(':')[2]}": score}, checkpoint=step)
+            scored = {f"eval/{self._section.scorer.rpartition(':')[2]}": score}
+            self._journal.metrics(step, scored, checkpoint=step)
+            trainer.checkpoint_manager.judge(step, scored)
 
 
 def save_batch(path: Path, micro_batches: Any) -> None:

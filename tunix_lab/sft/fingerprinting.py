@@ -48,6 +48,17 @@ def state_marks(state: TrainState) -> Marks:
     return Marks(by_layer(state.params), fingerprints(leaves, dict.fromkeys(leaves, "rest")).get("rest", nothing))
 
 
+def tree_hash(tree: Any) -> str:
+    """The fingerprint of a pytree of arrays, in hex: of their names and bits, on whatever devices they lie."""
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return to_hex(np.asarray(_tree_hash(leaves)))
+
+
+@jax.jit
+def _tree_hash(leaves: dict[str, jax.Array]) -> Words:
+    return fingerprints(leaves, dict.fromkeys(leaves, "")).get("", jnp.zeros(2, jnp.uint32))
+
+
 def batch_hashes(micro_batches: Sequence[Any]) -> BatchHashes:
     """Hashes of an update's micro-batches (pytrees of arrays with the rows first): of them all, and of each row."""
     whole, rows = hashlib.blake2b(digest_size=8), []

@@ -253,6 +253,7 @@ class PeftTrainer:
                     self._tell_later(metrics, n_tokens, micro_batches, batch_hashes)
                     if self._train_steps % self.config.eval_every_n_steps == 0:
                         self._run_eval(eval_ds, eval_step)
+                    self.checkpoint_manager.poll()
                     self.training_hooks.on_update(self)
                     if self.checkpoint_manager.is_due(self._train_steps):
                         self.save_checkpoint()
@@ -314,6 +315,7 @@ class PeftTrainer:
             return
         metrics = to_host({name: total.mean for name, total in totals.items()})
         self.metrics_logger.log_all(metrics, self._train_steps, Mode.EVAL)
+        self.checkpoint_manager.judge(self._train_steps, {f"eval/{name}": value for name, value in metrics.items()})
         self._post_process_eval_step(metrics)
         self.training_hooks.on_eval_end(self, metrics["loss"])
         self._clock = time.perf_counter()
@@ -400,6 +402,12 @@ class PeftTrainer:
             record["metadata"] = self.custom_checkpoint_metadata()
             state = self._state
             self.checkpoint_manager.save(self._train_steps, state.params, state.opt_state, record, plain(state.variables))
+
+    def verify_checkpoint(self) -> bool:
+        """Whether the newest checkpoint is of this very step and, read back from disk, is what was written."""
+        state, step = self._state, self._train_steps
+        manager = self.checkpoint_manager
+        return manager.latest_step() == step and manager.verify(step, state.params, state.opt_state, plain(state.variables))
 
     def _data_iterator_state(self) -> Any:
         iterator = self._data_iterator

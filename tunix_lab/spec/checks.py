@@ -1,5 +1,6 @@
 """Combinations of fields that are wrong together though each is right alone."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -152,12 +153,25 @@ def _strategy_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
 
 
 def _metric_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
-    known, metric = set(metric_names(spec.algorithm)), spec.tracking.primary_metric
+    known, score = set(metric_names(spec.algorithm)), None
     if spec.samples is not None and spec.samples.scorer is not None:
-        known.add(f"eval/{spec.samples.scorer.partition(':')[2]}")
-    if metric not in known:
-        hint = did_you_mean(metric, sorted(known)) or f"; there are {', '.join(sorted(known))}"
-        yield ("tracking", "primary_metric"), f"this experiment does not produce {metric!r}{hint}"
+        score = f"eval/{spec.samples.scorer.partition(':')[2]}"
+        known.add(score)
+    best, kept = spec.checkpoint.keep_best, ("checkpoint", "keep_best", "metric")
+    named = [(("tracking", "primary_metric"), spec.tracking.primary_metric)] + ([] if best is None else [(kept, best.metric)])
+    for place, metric in named:
+        if metric not in known:
+            hint = did_you_mean(metric, sorted(known)) or f"; there are {', '.join(sorted(known))}"
+            yield place, f"this experiment does not produce {metric!r}{hint}"
+        elif place == kept and not metric.startswith("eval/"):
+            yield place, f"{metric!r} is of a batch, which says little of a checkpoint: take one of eval/"
+        elif place == kept:
+            judged = spec.samples.every if metric == score else spec.training.eval_every
+            if math.lcm(judged, spec.checkpoint.every) > spec.training.max_steps:
+                yield (
+                    place,
+                    f"no checkpoint has a {metric}: known every {judged} steps, saved every {spec.checkpoint.every}",
+                )
 
 
 def _placement_faults(spec: "ExperimentSpec", fsdp: int | None, tp: int | None) -> Iterator[Fault]:

@@ -26,6 +26,7 @@ class LabSettings(BaseSettings):
       tracking_uri: where MLflow keeps runs; None: a database in the project folder, see `tracking_uri`.
       cache_dir: folder of caches (compiled programs among them).
       offline: never use the network.
+      stop_file: a file whose existence asks every run to save and stop, as some platforms announce a preemption; None: none.
       sync: "auto" replicates every run to the tracking store while it trains; "off" leaves that to `tunix-lab sync`.
       sync_drain_seconds: how long the end of a run waits for its replication.
     """
@@ -36,6 +37,7 @@ class LabSettings(BaseSettings):
     tracking_uri: str | None = None
     cache_dir: Folder = Field(default_factory=lambda: Path.home() / ".cache" / "tunix_lab")
     offline: bool = False
+    stop_file: Folder | None = None
     sync: Literal["auto", "off"] = "auto"
     sync_drain_seconds: Annotated[float, Ge(0)] = 20.0
 

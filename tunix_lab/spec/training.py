@@ -1,11 +1,14 @@
 """The course of training: optimizer, steps and batches, checkpoints, device mesh, samples. Every step is an optimizer update."""
 
+import re
 from typing import Annotated, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, field_validator, model_validator
 
 from tunix_lab.spec.section import REFERENCE_PATTERN, Section, Text
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 Steps: TypeAlias = Annotated[int, Gt(0)]
 Rows: TypeAlias = Annotated[int, Gt(0)]
@@ -87,10 +90,39 @@ class TrainingSpec(Section):
     fingerprint_every: Steps = 1
     """Steps between hashes of all parameters; batches and gradients are hashed at every step."""
 
+    budget: str | None = None
+    """Time that one process may take, such as 8h30m: it stops before, with a verified checkpoint, to be resumed. null: no end."""
+
+    @property
+    def budget_s(self) -> float | None:
+        """The budget in seconds."""
+        if self.budget is None:
+            return None
+        hours, minutes, seconds = (int(part or 0) for part in _DURATION.fullmatch(self.budget).groups())
+        return 3600.0 * hours + 60.0 * minutes + seconds
+
+    @field_validator("budget")
+    @classmethod
+    def _is_a_duration(cls, budget: str | None) -> str | None:
+        if budget is not None and (not budget or _DURATION.fullmatch(budget) is None):
+            raise ValueError(f"must be hours, minutes and seconds, such as 8h30m, 45m or 90s; got {budget!r}")
+        return budget
+
     @property
     def rows_per_forward(self) -> int:
         """Rows of one forward pass of training."""
         return self.micro_batch_size or self.batch_size
+
+
+class KeepBest(Section):
+    """The best checkpoints by a metric of their own step; one that was not evaluated is no candidate."""
+
+    metric: Text
+    """For example eval/loss; also a score of samples, eval/exact_match."""
+    higher_is_better: bool = False
+    """Which way the metric improves."""
+    count: Annotated[int, Gt(0)] = 1
+    """How many stay on disk, beside the last ones."""
 
 
 class CheckpointSpec(Section):
@@ -99,7 +131,9 @@ class CheckpointSpec(Section):
     every: Steps = 100
     """Steps between checkpoints."""
     keep_last: Annotated[int, Gt(0)] = 2
-    """Checkpoints that stay on disk."""
+    """Newest checkpoints that stay on disk."""
+    keep_best: KeepBest | None = None
+    """Which others stay; null: none."""
 
 
 class MeshSpec(Section):

@@ -1,0 +1,99 @@
+"""Why a run ends early: its budget by arithmetic, files and signals by looking."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tunix_lab.errors import EnvironmentProblem, Stopped
+from tunix_lab.lab.stopping import STOP_FILE, Budget, Stopping
+
+
+class Manager:
+    longest_save_s = 1.0
+    failure = None
+
+
+class Trainer:
+    """Only what a stop looks at."""
+
+    def __init__(self):
+        self.checkpoint_manager = Manager()
+        self.train_steps = 7
+        self.asked = 0
+        self.verifies = True
+
+    def request_stop(self):
+        self.asked += 1
+
+    def verify_checkpoint(self):
+        return self.verifies
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def test_budget_leaves_room_for_an_update_and_two_saves():
+    """Updates of 10 s, the longest 14 s, saves of 3 s: in reserve are 2 · 14 + 2 · 3 + 2 = 36 s."""
+    budget = Budget(100.0, began=1000.0)
+    assert [budget.is_over(now, 3.0) for now in (1020, 1030, 1044, 1054, 1064)] == [False] * 5
+    assert budget.is_over(1065, 3.0)
+    assert str(Budget(8.5 * 3600, 0.0)) == "8h30m" and str(Budget(61, 0.0)) == "1m1s"
+
+
+def test_budget_before_the_first_save():
+    assert not Budget(100.0, began=0.0).is_over(37.0, None) and Budget(100.0, began=0.0).is_over(39.0, None)
+
+
+def test_budget_of_nothing_stops_after_the_first_update(run_dir):
+    trainer, stopping = Trainer(), Stopping(run_dir, None, 1.0)
+    stopping.after_update(trainer)
+    stopping.after_update(trainer)
+    assert trainer.asked == 1
+    with pytest.raises(Stopped, match=r"time budget \(1s\): step 7 is saved and verified; `tunix-lab resume") as stopped:
+        stopping.raise_stopped(trainer)
+    assert stopped.value.exit_code == 75
+
+
+@pytest.mark.parametrize("which", ["of the run", "of the machine"])
+def test_stop_files(run_dir, which):
+    trainer, machine = Trainer(), run_dir / "preempted"
+    stopping = Stopping(run_dir, machine, None)
+    stopping.after_update(trainer)
+    assert trainer.asked == 0
+    (run_dir / STOP_FILE if which == "of the run" else machine).touch()
+    stopping.after_update(trainer)
+    assert trainer.asked == 1
+    with pytest.raises(Stopped, match="the stop file"):
+        stopping.raise_stopped(trainer)
+    Stopping(run_dir, None, None)
+    assert not (run_dir / STOP_FILE).exists()  # the next attempt is not stopped by it
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals(run_dir, signum):
+    before = signal.getsignal(signum)
+    trainer, stopping = Trainer(), Stopping(run_dir, None, None)
+    with stopping.on_signals(trainer):
+        os.kill(os.getpid(), signum)
+        assert trainer.asked == 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signum)
+    assert signal.getsignal(signum) == before
+    with pytest.raises(Stopped) as stopped:
+        stopping.raise_stopped(trainer)
+    assert stopped.value.exit_code == 128 + signum
+
+
+def test_a_state_that_is_not_on_disk_is_not_called_saved(run_dir):
+    trainer, stopping = Trainer(), Stopping(run_dir, None, 1.0)
+    stopping.after_update(trainer)
+    trainer.verifies = False
+    with pytest.raises(EnvironmentProblem, match="the checkpoint of step 7 is damaged"):
+        stopping.raise_stopped(trainer)
+    trainer.checkpoint_manager.failure = "no checkpoint of step 7: the disk is full"
+    with pytest.raises(EnvironmentProblem, match="after step 7, and no checkpoint of step 7: the disk is full"):
+        stopping.raise_stopped(trainer)
