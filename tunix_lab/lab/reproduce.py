@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from tunix_lab.errors import EnvironmentProblem, Mismatch, Stopped, TrainingFailed, UserError
+from tunix_lab.errors import EnvironmentProblem, Mismatch, Stopped, TrainingFailed
 from tunix_lab.lab.environment import environment, installed, is_flag, lock_file_digests, package_digest
 from tunix_lab.lab.fetch_inputs import changed_inputs, fetch_inputs
 from tunix_lab.lab.journal import write_atomically
@@ -25,6 +25,7 @@ from tunix_lab.lab.worktree import Worktree, make_worktree, remove_worktree
 
 _MAIN = "from tunix_lab.cli.main import main; main()"
 _PROBE = "import json; from tunix_lab.lab.devices import hardware; print(json.dumps(hardware()))"
+_READY = "ready.json"  # an attempt that has its code; it can be gone on with
 _TRY_AGAIN = 75  # the exit code of a run that was stopped other than by a signal, see `errors.Stopped`
 
 Say = Callable[[str], None]
@@ -68,34 +69,41 @@ def reproduce(project: Path, text: str, *, tracking_uri: str, cache: Path, optio
       EnvironmentProblem: with `options.strict`, the environment is another; or the new run failed.
       Stopped: a signal came; the same call goes on from there.
     """
-    recorded = open_record(project, text, tracking_uri, cache / "reproduce/records")
-    workspace = cache / "reproduce" / recorded.run_id
+    folder = cache / "reproduce"
+    recorded = open_record(project, text, tracking_uri, folder / "records")
+    # A look does not disturb an interrupted attempt.
+    workspace = folder / (f"check-{recorded.run_id}" if options.check else recorded.run_id)
     with _alone(workspace) as lock:
-        finished = False
+        stopped = False
         try:
             tree = _prepare(recorded, project, workspace, options, say)
             _compare_surroundings(recorded, tree, options, say)
             if options.check:
-                finished = True
                 return None
             new = _run(recorded, tree, workspace, lock)
             notes = [*tree.notes, *changed_inputs(recorded.manifest["input_files"], project, tree.home)]
             result = graded(diff_runs(recorded.folder, new), options.tolerance, notes)
             _adopt(new, project / "runs" / new.name, result)
-            if options.replicate:
-                _replicate(project, tracking_uri, result, say)
-            finished = True
-            return result
-        except (UserError, KeyboardInterrupt):
-            finished = True
+        except Stopped:
+            stopped = True
             raise
         finally:
-            if finished and not options.keep:
-                remove_worktree(project, workspace / "tree")
-                shutil.rmtree(workspace, ignore_errors=True)
-            elif finished:
-                (workspace / "ready.json").unlink(missing_ok=True)
-                say(f"kept     {workspace / 'tree'}")
+            if not stopped:
+                _leave(workspace, project, options, say)
+                shutil.rmtree(folder / "records" / recorded.run_id, ignore_errors=True)
+    if options.replicate:
+        _replicate(project, tracking_uri, result, say)
+    return result
+
+
+def _leave(workspace: Path, project: Path, options: Options, say: Say) -> None:
+    """Removes the folder of an attempt that has ended, or with `keep` tells where it is."""
+    if options.keep:
+        (workspace / _READY).unlink(missing_ok=True)
+        say(f"kept     {workspace / 'tree'}")
+        return
+    remove_worktree(project, workspace / "tree")
+    shutil.rmtree(workspace, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -112,7 +120,7 @@ def _alone(workspace: Path) -> Iterator[IO[bytes]]:
 
 def _prepare(recorded: Recorded, project: Path, workspace: Path, options: Options, say: Say) -> Worktree:
     """Code and inputs of the run, checked; those of an interrupted attempt are used again."""
-    ready = workspace / "ready.json"
+    ready = workspace / _READY
     if ready.is_file() and not (options.fresh or options.check):
         say("going on with an interrupted attempt (--fresh starts anew)")
         tree = Worktree(workspace / "tree", workspace / "tree" / recorded.git["prefix"], json.loads(ready.read_text()))
@@ -127,7 +135,8 @@ def _prepare(recorded: Recorded, project: Path, workspace: Path, options: Option
     problems = fetch_inputs(recorded.manifest["input_files"], project, tree.home)
     if problems:
         raise Mismatch("\n".join([f"run {recorded.run_id} cannot be made again, since its inputs are not to be had:", *problems]))
-    say(f"inputs   {sum(entry['path'] is not None for entry in recorded.manifest['inputs'])} files and folders, all as recorded")
+    count = sum(entry["path"] is not None for entry in recorded.manifest["input_files"])
+    say(f"inputs   {count} files and folders, all as recorded")
     for note in tree.notes:
         say(f"note     {note}")
     write_atomically(ready, json.dumps(tree.notes).encode())
