@@ -77,13 +77,14 @@ def reproduce(project: Path, text: str, *, tracking_uri: str, cache: Path, optio
         stopped = False
         try:
             tree = _prepare(recorded, project, workspace, options, say)
-            _compare_surroundings(recorded, tree, options, say)
+            told = _compare_surroundings(recorded, tree, options, say)
             if options.check:
                 return None
             new = _run(recorded, tree, workspace, lock)
             notes = [*tree.notes, *changed_inputs(recorded.manifest["input_files"], project, tree.home)]
             result = graded(diff_runs(recorded.folder, new), options.tolerance, notes)
             _adopt(new, project / "runs" / new.name, result)
+            _say_differences([entry for entry in result.differences if entry not in told], say)
         except Stopped:
             stopped = True
             raise
@@ -143,15 +144,20 @@ def _prepare(recorded: Recorded, project: Path, workspace: Path, options: Option
     return tree
 
 
-def _compare_surroundings(recorded: Recorded, tree: Worktree, options: Options, say: Say) -> None:
-    """Says what is different about this machine and its software; with `strict` that ends it."""
+def _compare_surroundings(recorded: Recorded, tree: Worktree, options: Options, say: Say) -> list[Difference]:
+    """Says and returns what is different about this machine and its software; with `strict` that ends it."""
     found = surroundings(recorded, tree, probe=options.check or options.strict)
-    for entry in found:
-        say(f"differs  {entry.name}: {entry.a} → {entry.b}")
+    _say_differences(found, say)
     if not found:
         say("environment as recorded")
     if options.strict and (found or tree.notes):
         raise EnvironmentProblem(f"run {recorded.run_id}: {len(found) + len(tree.notes)} differences, and --strict allows none")
+    return found
+
+
+def _say_differences(found: list[Difference], say: Say) -> None:
+    for entry in found:
+        say(f"differs  {entry.name}: {entry.a} → {entry.b}")
 
 
 def surroundings(recorded: Recorded, tree: Worktree, *, probe: bool) -> list[Difference]:
