@@ -16,6 +16,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time of these tests is compilation
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos", type=int, default=0, help="kills of the chaos test; 0 is the few of every day")
+    parser.addoption("--chaos-seed", type=int, default=0, help="of when and whom the chaos test kills")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Programs that are compiled once are kept, for the other tests that need the same one and for the next run."""
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))

@@ -41,9 +41,9 @@ def _room(ours: str = "", third: str = "", ours_inside: str = "", third_inside: 
 _JAX = "jax flax optax orbax numpy jaxtyping"
 _BELOW_TRAINERS = "models generate data tasks ops perf config"
 
-# Every room may import itself and the base: errors.py, _bounds.py, _lazy.py. "config" stands for every config.py.
+# Every room may import itself and the base: errors.py, _bounds.py, _hub_errors.py, _lazy.py. "config" stands for every config.py.
 ROOMS = {
-    "base": _room(third="annotated_types"),
+    "base": _room(third="annotated_types", third_inside="huggingface_hub"),
     "config": _room(third="annotated_types", ours_inside="sft.metrics_backends"),
     "ops": _room(third="jax numpy jaxtyping"),
     "perf": _room(third="jax numpy"),
@@ -60,7 +60,7 @@ ROOMS = {
     "lab": _room(
         ours=f"sft rl distillation spec {_BELOW_TRAINERS}",
         third=f"{_JAX} psutil rich",
-        third_inside="mlflow requests sqlalchemy ruamel dvc",
+        third_inside="mlflow requests sqlalchemy ruamel dvc matplotlib jinja2 optuna",
     ),
     "cli": _room(ours="spec", third="typer rich", ours_inside="lab data tasks models.sizes models.footprint"),
     # The face of the package is lazy: its table names modules of every room, and imports none.
@@ -164,7 +164,7 @@ def room_of(module: str) -> str:
         return "face"
     if parts[-1] == "config":
         return "config"
-    return "base" if len(parts) == 1 and parts[0] in ("errors", "_bounds", "_lazy") else parts[0]
+    return "base" if len(parts) == 1 and parts[0] in ("errors", "_bounds", "_hub_errors", "_lazy") else parts[0]
 
 
 def is_face(module: str) -> bool:
@@ -315,6 +315,7 @@ def test_mlflow_is_imported_by_its_own_modules_only():
         ("tunix_lab.lab.new", "from . import journal"),
         ("tunix_lab.lab.new", "import pickle"),
         ("tunix_lab.lab.new", "def f():\n    import torch"),
+        ("tunix_lab.lab.new", "from matplotlib.figure import Figure"),
         ("tunix_lab.lab.outside_check", "import torch"),
         ("tunix_lab.lab.outside_check", "def f():\n    import tensorflow"),
         ("tunix_lab.lab.new", "def f(x):\n    return hasattr(x, 'y')"),
@@ -367,6 +368,7 @@ _TRACKING = {"mlflow", "dvc", "sqlalchemy"}
 _HEAVY = _TRAINING | _TRACKING | {"grain", "tokenizers", "transformers", "huggingface_hub", "torch", "pandas"}
 _CONFIGS = "; ".join(f"import {module}" for module in MODULES if room_of(module) == "config")
 _DATA = "; ".join(f"import {module}" for module in MODULES if room_of(module) in ("data", "tasks"))
+_PAGES = "import tunix_lab.lab.compare, tunix_lab.lab.compare_page, tunix_lab.lab.report"
 _JOURNAL = "import tunix_lab.lab.journal, tunix_lab.lab.mlflow_sync"
 
 
@@ -380,12 +382,13 @@ _JOURNAL = "import tunix_lab.lab.journal, tunix_lab.lab.mlflow_sync"
         (_CONFIGS, _HEAVY | {"numpy", "pydantic"}),
         (_DATA, _TRAINING | _TRACKING | {"grain", "pyarrow", "huggingface_hub", "pandas"}),
         (_JOURNAL, _HEAVY | {"numpy"}),
-        ("import tunix_lab.lab.runner", _TRACKING | {"transformers", "huggingface_hub", "torch", "pandas"}),
+        ("import tunix_lab.lab.runner", _TRACKING | {"transformers", "huggingface_hub", "torch", "pandas", "matplotlib"}),
+        (_PAGES, _HEAVY | {"matplotlib"}),
         ("import tunix_lab.lab.export", _TRACKING | {"transformers", "huggingface_hub", "torch", "peft", "pandas"}),
         # The interpreter that runs it as a script may lack everything that this package needs.
         ("import tunix_lab.lab.outside_check", _HEAVY | {"numpy", "pydantic"}),
     ],
-    ids=["face", "cli", "spec", "load", "configs", "data", "journal", "runner", "export", "outside"],
+    ids=["face", "cli", "spec", "load", "configs", "data", "journal", "runner", "pages", "export", "outside"],
 )
 def test_an_import_does_not_load(statement, unwanted):
     program = f"{statement}; import sys; print(*sorted(set({sorted(unwanted)!r}) & set(sys.modules)))"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from fake_hub import TOKEN, FakeHub, serve
 
+from tunix_lab._hub_errors import Wanted, explained
 from tunix_lab.data.files import read_rows
-from tunix_lab.data.hub import explained
 from tunix_lab.data.rows import place_of
 
 REPO = "lab/sums"
@@ -70,7 +70,9 @@ def test_what_is_not_there(hub, tmp_path):
     code, _, problem = fetch(hub, tmp_path, "f" * 40)
     assert code == 2 and problem.startswith(f"the dataset {REPO} has no revision '{'f' * 40}'")
     code, _, problem = fetch(hub, tmp_path, commit, repo="lab/model")
-    assert code == 2 and problem.startswith("the hub has no dataset lab/model, or it is private: check the spelling (models are")
+    assert code == 2 and problem.startswith(
+        "the dataset lab/model: the hub has no such repository, or it is private: check the spelling (models are no datasets)"
+    )
 
 
 def test_access(hub, tmp_path):
@@ -103,7 +105,7 @@ def test_a_cache_that_cannot_be_written(hub, tmp_path):
 
 def test_no_secret_is_told():
     error = RuntimeError("https://me:hf_Secret1@hub.test/x refused hf_Secret2")
-    problem = str(explained(error, REPO, "a" * 40, "a.jsonl"))
+    problem = str(explained(error, Wanted(REPO, "a" * 40, True, "a.jsonl", "name a file")))
     assert "RuntimeError: … refused …" in problem and "Secret" not in problem
 
 

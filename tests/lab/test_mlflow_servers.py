@@ -11,9 +11,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from tunix_lab.lab.journal import Journal
+from tunix_lab.cli.sync import sync
+from tunix_lab.cli.ui import ui
+from tunix_lab.errors import EnvironmentProblem
+from tunix_lab.lab.journal import Journal, read_metrics
 from tunix_lab.lab.mlflow_store import parse_store
-from tunix_lab.lab.mlflow_sync import follow, is_complete, push
+from tunix_lab.lab.mlflow_sync import follow, follower_problem, is_complete, push, start_follower
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:::{package}") for package in ("mlflow", "alembic", "sqlalchemy")]
 
@@ -102,7 +105,7 @@ def test_a_follower_gives_up_on_a_dead_server_some_time_after_the_run(make_run, 
         began = time.monotonic()
         assert not follow(run_dir, uri, drain_seconds=1.0)
         assert time.monotonic() - began < 20
-    assert "20 points wait: API request to" in capfd.readouterr().out
+    assert "20 points wait: tracking server" in capfd.readouterr().out
 
 
 def test_a_password_in_the_address_is_not_shown():
@@ -129,6 +132,96 @@ class Unreliable(QuietHandler):
             self.reply(500, b"{}")
         else:
             self.reply(response.status, content, response.headers["Content-Type"] or "application/json")
+
+
+class Late(QuietHandler):
+    """Gives up on the first request of each kind to make something, and carries it out only when it is `released`."""
+
+    def answer(self, body):
+        late = self.path.endswith(("/runs/create", "/logged-models")) and self.path not in self.server.seen
+        if late:
+            self.server.seen.add(self.path)
+            self.reply(503, b"{}")
+            self.server.late.append((self.path, body, dict(self.headers)))
+            return
+        self.reply(*self.upstream(self.server.upstream, self.command, self.path, body, dict(self.headers)))
+
+    @staticmethod
+    def upstream(port, command, path, body, headers):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request(command, path, body, {name: value for name, value in headers.items() if name != "Connection"})
+        response = connection.getresponse()
+        content = response.read()
+        connection.close()
+        return response.status, content, response.headers["Content-Type"] or "application/json"
+
+
+@pytest.mark.slow
+def test_what_a_server_makes_too_late_is_not_there_twice(make_run, query, store_file):
+    from tunix_lab.lab.ui import serve
+
+    run_dir, late = make_run(), []
+    with serve(parse_store(f"sqlite:///{store_file}")) as base:
+        port = int(base.rsplit(":", 1)[1])
+        with serving(Late, seen=set(), late=late, upstream=port) as uri, Journal.open(run_dir) as journal:
+            journal.checkpoint(1, "checkpoints/1", "1" * 64, 10)
+            journal.metrics(1, {"train/loss": 1.0})
+            assert [push(run_dir, uri).outcome for _ in range(3)] == ["pending", "pending", "running"]
+            for path, body, headers in late:
+                Late.upstream(port, "POST", path, body, headers)
+            assert query("SELECT count(*) FROM runs") == query("SELECT count(*) FROM logged_models") == [(2,)]
+            journal.metrics(2, {"train/loss": 0.5})
+            journal.finish("finished")
+            journal.close()
+            assert push(run_dir, uri).outcome == "complete"
+    for table in ("runs", "logged_models"):
+        assert query(f"SELECT count(*) FROM {table} WHERE lifecycle_stage = 'active'") == [(1,)]
+    assert query("SELECT key, step, value FROM metrics ORDER BY step") == [("train/loss", 1, 1.0), ("train/loss", 2, 0.5)]
+
+
+ADDRESSES = {
+    "port": ("http://me:secret@127.0.0.1:9", "refuses the connection"),
+    "host": ("http://me:secret@no-such-host.invalid:5000", "has no address"),
+    "password": ((401, b"You are not authenticated.", "text/plain"), "does not accept the user name and password"),
+    "name": ((403, b"Invalid Host header - possible DNS rebinding attack detected", "text/plain"), "--allowed-hosts"),
+    "another server": ((404, b"<h1>Not Found</h1>", "text/html"), "not as an MLflow server does"),
+    "another page": ((200, b"<h1>Welcome</h1>", "text/html"), "not as an MLflow server does"),
+    "another API": ((404, b'{"detail": "Not Found"}', "application/json"), "not as an MLflow server does"),
+    "TLS": ("https", "do not agree on TLS"),
+    "scheme": ("postgresql://me:secret@127.0.0.1/mlflow", "a database is for `mlflow server` alone"),
+}
+
+
+class Answering(QuietHandler):
+    def answer(self, body):
+        self.reply(*self.server.given)
+
+
+@pytest.mark.parametrize("kind", ADDRESSES)
+def test_a_bad_address_is_one_message_and_training_goes_on(make_run, kind, monkeypatch, tmp_path):
+    given, words = ADDRESSES[kind]
+    answer = given if isinstance(given, tuple) else (200, b"{}", "application/json")
+    with serving(Answering, given=answer) as served, Journal.open(make_run()) as journal:
+        uri = given if isinstance(given, str) and given != "https" else served.replace("//", "//me:secret@")
+        uri = uri.replace("http:", "https:") if given == "https" else uri
+        follower = start_follower(journal.run_dir, uri)
+        for step in range(1, 6):
+            journal.metrics(step, {"train/loss": 1 / step})
+        deadline = time.monotonic() + 60
+        while follower_problem(journal.run_dir) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        follower.kill()
+        follower.wait()
+        said = [follower_problem(journal.run_dir)]
+        monkeypatch.setenv("TUNIX_LAB_HOME", str(tmp_path))
+        monkeypatch.setenv("TUNIX_LAB_TRACKING_URI", uri)
+        for command in (sync, ui):
+            with pytest.raises(EnvironmentProblem) as caught:  # exit code 3
+                command()
+            said.append(str(caught.value))
+        assert all(words in text and "secret" not in text and "\n" not in text for text in said), said
+        assert journal.run_id and [step for _, step, _ in read_metrics(journal.run_dir)] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.slow

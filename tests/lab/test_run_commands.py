@@ -66,6 +66,18 @@ def test_only_the_newest_runs_unless_all_are_asked_for(invoke, make_run):
     assert invoke("runs", "--all").count("killed") == 23
 
 
+def test_a_sweep_is_one_line_and_all_shows_its_runs(invoke, make_run, train):
+    sweep = "sweep-dpo_nano-20261123-080000-3a61"
+    with Journal.open(make_run(sweep, kind="sweep", primary_metric="eval/loss")) as journal:
+        journal.metrics(4, {"sweep/trials": 6, "sweep/finished": 3, "sweep/failed": 1, "sweep/best": 0.51234})
+    train(make_run("dpo_nano-20261123-090000-beef", sweep=sweep, trial=f"{sweep}/12"))
+    header, line, hidden = invoke("runs").splitlines()
+    assert line.split()[1:] == "finished 4 0:00 3 of 6 trials 1 failed best eval/loss 0.5123".split()
+    assert hidden == "1 runs of sweeps: tunix-lab runs --all"
+    assert f"train/loss 0.1  trial 12 of {sweep}" in invoke("runs", "--all")
+    assert {row["trial"] for row in json.loads(invoke("runs", "--json"))} == {None, f"{sweep}/12"}
+
+
 def test_a_run_that_died_before_its_manifest_is_listed(invoke, tmp_path):
     Journal.open(tmp_path / "runs/dpo_nano-20261123-080000-3a61").close()
     assert "killed" in invoke("runs")
@@ -94,5 +106,5 @@ def test_sync_without_a_server_says_what_waits(invoke, make_run, train, monkeypa
     train(make_run())
     monkeypatch.setenv("TUNIX_LAB_TRACKING_URI", "http://127.0.0.1:9")
     out = invoke("sync", error=EnvironmentProblem)
-    assert "0 points pushed, 20 wait (pending: API request to http://127.0.0.1:9" in out
-    assert "1 of 1 runs are not in MLflow yet" in out
+    assert out.startswith("tracking server http://127.0.0.1:9 refuses the connection")
+    assert "1 run with 20 points waits" in out

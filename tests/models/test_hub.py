@@ -11,10 +11,11 @@ import pytest
 from fake_hub import TOKEN, FakeHub, files_of, serve
 from flax import nnx
 
+from tunix_lab._hub_errors import Wanted, explained
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.data.tokenizer_training import train_tokenizer
 from tunix_lab.models.catalog import load_model, save_model
-from tunix_lab.models.hub import MODEL_FILES, TOKENIZER_FILES, explained, is_hub_id
+from tunix_lab.models.hub import MODEL_FILES, TOKENIZER_FILES, is_hub_id
 from tunix_lab.sft.train_state import flat_params
 
 REPO = "lab/tiny-gemma"
@@ -227,7 +228,7 @@ def test_a_full_disk(hub, files, tmp_path):
 def test_addresses_and_tokens_in_the_text_of_an_error_are_left_out(kind):
     """Signed addresses and a mirror's password; hf_xet, which fetches large files, raises RuntimeError with such texts."""
     error = kind("broke off at https://me:password@mirror.org/blob?signature=abc with hf_abc123, os error 28\nmore")
-    problem = explained(error, REPO, None)
+    problem = explained(error, Wanted(REPO, None, False, None, "start from a folder"))
     assert f"cannot be fetched: {kind.__name__}: broke off at … with …, os error 28. Try again later" in str(problem)
     assert problem.exit_code == 3
 

@@ -79,6 +79,49 @@ def clone(tmp_path: Path, cache: Path) -> Project:
     return project
 
 
+def _behind(branches: list[dict]) -> list[dict]:
+    return [branch for top in branches for branch in (top, *_behind(top.get("branches", [])))]
+
+
+def _lineage(clone: Project) -> None:
+    """From DVC's own files and real runs: pretrain → sft → dpo → evaluation, both ways."""
+    runs = {name: json.loads((clone.home / f"outputs/{name}/run.json").read_text()) for name in TRAINING}
+    lock = YAML(typ="safe").load(clone.home / "dvc.lock")["stages"]
+    finals = {name: next(out["md5"] for out in lock[name]["outs"] if out["path"].endswith("/final")) for name in TRAINING}
+    assert {name: record["dvc_digest"] for name, record in runs.items()} == finals  # what a run says of its model, DVC says too
+
+    answer = json.loads(clone.cli("lineage", "outputs/dpo_gemma/final/model.safetensors", "--json"))
+    made = {branch["path"]: branch for branch in _behind(answer["made_from"])}
+    assert made["outputs/dpo_gemma/final"]["role"] == "part"  # by content: DVC's cache has the listing
+    for name in ("pretrain_gemma", "sft_gemma", "dpo_gemma"):
+        assert (
+            made[runs[name]["run_id"]]["node"]["stage"] == name
+            and made[f"outputs/{name}/final"]["node"]["digest"] == finals[name]
+        )
+    assert made["data/arithmetic/preference/train.jsonl"]["role"] == "train"
+    assert made["data/arithmetic"]["role"] == "part" and {"data", "tokenizer"} <= made.keys()
+    assert runs["lora_gemma"]["run_id"] not in made
+
+    answer = json.loads(clone.cli("lineage", "data/arithmetic/pretrain/train.jsonl", "--json"))
+    used = {branch["path"]: branch for branch in _behind(answer["used_by"])}
+    assert {record["run_id"] for record in runs.values()} <= used.keys()
+    evaluations = {branch["node"].get("stage") for branch in used.values() if branch["node"].get("run_kind") == "evaluate"}
+    wanted = {"evaluate@pretrain_gemma", "evaluate@sft_gemma", "evaluate@lora_gemma", "evaluate_preference@dpo_gemma"}
+    assert evaluations == wanted
+    assert "outputs/evaluate/dpo_gemma.json" in used
+
+    # The runs by hand are there too: the data was used by all of them.
+    answer = json.loads(clone.cli("lineage", "data/arithmetic/preference/train.jsonl", "--json"))
+    users = {branch["path"] for branch in answer["used_by"] if branch["role"].startswith("train")}
+    assert users == {path.name for path in clone.runs() if path.name.startswith("dpo_gemma")} and len(users) == 2
+    weights = clone.home / "outputs/lora_gemma/final/config.json"
+    before = weights.read_bytes()
+    weights.chmod(0o644)
+    weights.write_bytes(before + b" ")
+    assert "is not what the records say" in clone.cli("lineage", str(weights), exit_code=5)
+    weights.write_bytes(before)
+
+
 def test_pipeline(clone: Project, tmp_path: Path) -> None:
     # An experiment by hand first: what it starts from is made through the pipeline.
     said = clone.cli("run", "experiments/dpo_gemma.yaml", TUNIX_LAB_SYNC="off")
@@ -100,6 +143,7 @@ def test_pipeline(clone: Project, tmp_path: Path) -> None:
     hashes = {entry["path"]: entry["md5"] for entry in lock["deps"]}
     assert manifest["tags"]["dvc.base"] == hashes["outputs/sft_gemma/final"]  # the digest that DVC itself shows
     assert "loss" in _shell(clone, "dvc", "plots", "show", "--json")
+    _lineage(clone)
 
     _edit(clone.home / "experiments/dpo_gemma.yaml", algorithm__beta=0.5)
     changed = json.loads(_shell(clone, "dvc", "params", "diff", "--json"))

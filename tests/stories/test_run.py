@@ -37,6 +37,9 @@ def test_run_leaves_a_complete_record(project: Project) -> None:
     samples = json.loads((run / "samples/latest.json").read_text())
     assert {"id", "prompt", "completion", "reference", "score"} <= set(samples["columns"]) and len(samples["data"]) == 4
     assert len(list((run / "samples").glob("step-*.jsonl"))) == 4  # steps 0, 8, 16, 24
+    assert "Finished after 24 of 24 updates" in (run / "report.html").read_text("utf-8")
+    (uploaded,) = (project.home / "mlartifacts").rglob("report.html")
+    assert uploaded.read_bytes() == (run / "report.html").read_bytes()
 
     metrics = metrics_of(run)
     assert {step for step, name in metrics if name == "train/loss"} == set(range(1, 25))

@@ -12,10 +12,10 @@ def resume(run: Annotated[str, typer.Argument(help="Run id, or its beginning or 
     settings = LabSettings()
     home = find_home(settings)
 
-    from tunix_lab.lab.report import print_result
     from tunix_lab.lab.resume import run_to_resume
     from tunix_lab.lab.run_state import read_manifest
     from tunix_lab.lab.runner import run as run_spec
+    from tunix_lab.lab.summary import print_result
 
     run_dir = run_to_resume(home, run)
     loaded = load(run_dir / "resolved.yaml", [], home)

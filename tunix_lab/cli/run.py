@@ -21,7 +21,7 @@ def run(
     home = find_home(settings)
     loaded = load(spec, overrides, home)
 
-    from tunix_lab.lab.report import print_result
     from tunix_lab.lab.runner import run as run_spec
+    from tunix_lab.lab.summary import print_result
 
     print_result(run_spec(loaded, home, settings, out=out, fresh=fresh), loaded.spec)

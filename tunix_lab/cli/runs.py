@@ -27,19 +27,22 @@ def runs(
     from tunix_lab.cli._project import open_project
     from tunix_lab.lab.journal import list_runs
 
-    found = list_runs(open_project().home)
-    shown = found if everything else found[:_SHOWN]
-    rows = [_row(state) for state in shown]
+    found = [_row(state) for state in list_runs(open_project().home)]
     if as_json:
+        rows = found if everything else found[:_SHOWN]
         typer.echo(json.dumps(rows, indent=1, allow_nan=False))
         return
+    folded = [] if everything else [row for row in found if row["sweep"] is not None]
+    unfolded = [row for row in found if row not in folded]
+    rows = unfolded if everything else unfolded[:_SHOWN]
     console = Console()
     if not rows:
         console.print("No runs yet. `tunix-lab run experiments/dpo_gemma.yaml` makes one.")
         return
     console.print(_table(rows))
-    if len(shown) < len(found):
-        console.print(f"{len(found) - len(shown)} older runs: tunix-lab runs --all")
+    hidden = {"older runs": len(unfolded) - len(rows), "runs of sweeps": len(folded)}
+    if any(hidden.values()):
+        console.print(" and ".join(f"{n} {what}" for what, n in hidden.items() if n) + ": tunix-lab runs --all")
 
 
 def _row(state: "RunState") -> dict[str, Any]:
@@ -58,6 +61,8 @@ def _row(state: "RunState") -> dict[str, Any]:
         "name": manifest.get("name"),
         "experiment": manifest.get("experiment"),
         "primary_metric": manifest.get("primary_metric"),
+        "sweep": manifest.get("sweep"),
+        "trial": manifest.get("trial"),
         "duration_s": max(0, end - state.started_ms) / 1000 if state.started_ms else None,
         "metrics": {name: value if math.isfinite(value) else None for name, value in state.latest.items()},
     }
@@ -79,9 +84,24 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 def _headline(row: dict[str, Any]) -> str:
     """The run's primary metric and losses; of an evaluation, which has no such metric, its scores."""
+    if row["kind"] == "sweep":
+        return _sweep_headline(row)
     scores = sorted(name for name in row["metrics"] if name.startswith("eval/") and name not in _NOT_SCORES)
     names = scores if row["kind"] == "evaluate" else [row["primary_metric"], *_HEADLINES]
-    return "  ".join(f"{name} {_number(row['metrics'][name])}" for name in dict.fromkeys(names) if name in row["metrics"])
+    numbers = [f"{name} {_number(row['metrics'][name])}" for name in dict.fromkeys(names) if name in row["metrics"]]
+    trial = [] if row["trial"] is None else [f"trial {row['trial'].rpartition('/')[2]} of {row['sweep']}"]
+    return "  ".join([*numbers, *trial])
+
+
+def _sweep_headline(row: dict[str, Any]) -> str:
+    """How far a sweep is, and the best mean of its metric."""
+    metrics = {name.removeprefix("sweep/"): value for name, value in row["metrics"].items()}
+    if "trials" not in metrics:
+        return ""
+    parts = [f"{metrics['finished']:g} of {metrics['trials']:g} trials"]
+    parts += [f"{metrics['failed']:g} failed"] * bool(metrics["failed"])
+    parts += [f"best {row['primary_metric']} {_number(metrics['best'])}"] if "best" in metrics else []
+    return "  ".join(parts)
 
 
 def _number(value: float | None) -> str:

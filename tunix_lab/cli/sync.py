@@ -1,12 +1,17 @@
 """`tunix-lab sync`: completes the MLflow record of runs that it could not reach while they trained."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from tunix_lab.errors import EnvironmentProblem
+
+if TYPE_CHECKING:
+    from tunix_lab.lab.mlflow_store import Store
+
+_PATIENCE_SECONDS = 60.0  # somebody waits for it to be done
 
 
 def sync(
@@ -20,15 +25,19 @@ def sync(
     """Push journals to MLflow: every point exactly once, however often it is run."""
     from tunix_lab.cli._project import open_project
     from tunix_lab.lab.journal import find_run
+    from tunix_lab.lab.mlflow_store import parse_store
     from tunix_lab.lab.mlflow_sync import push
 
     project = open_project()
+    store = parse_store(project.tracking_uri)
     chosen = [find_run(project.home, text) for text in run_ids or []]
     run_dirs = chosen or _runs_to_push(project.home, project.tracking_uri, everything)
+    if run_dirs:
+        _check(store, run_dirs)
     console = Console(soft_wrap=True, highlight=False)
     failed = 0
     for run_dir in run_dirs:
-        pushed = push(run_dir, project.tracking_uri)
+        pushed = push(run_dir, project.tracking_uri, _PATIENCE_SECONDS)
         failed += pushed.outcome == "pending"
         waiting = f", {pushed.pending:,} wait" if pushed.pending else ""
         reason = f": {pushed.problem}" if pushed.problem else ""
@@ -37,6 +46,20 @@ def sync(
         console.print("Everything is in MLflow.")
     if failed:
         raise EnvironmentProblem(f"{failed} of {len(run_dirs)} runs are not in MLflow yet: run `tunix-lab sync` again later")
+
+
+def _check(store: "Store", run_dirs: list[Path]) -> None:
+    """Tells once what is wrong with the store, and how much waits for it."""
+    from tunix_lab.lab.mlflow_cursor import pending_points
+    from tunix_lab.lab.mlflow_problems import check_store
+
+    try:
+        check_store(store)
+    except EnvironmentProblem as error:
+        points = sum(pending_points(run_dir, store.uri) for run_dir in run_dirs)
+        runs = "1 run" if len(run_dirs) == 1 else f"{len(run_dirs)} runs"
+        waiting = f"{runs} with {points:,} points wait{'s' if len(run_dirs) == 1 else ''} here: run `tunix-lab sync` again"
+        raise EnvironmentProblem(f"{error} ({waiting})") from error
 
 
 def _runs_to_push(home: Path, tracking_uri: str, everything: bool) -> list[Path]:

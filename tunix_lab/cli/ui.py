@@ -15,6 +15,7 @@ def ui(
 ) -> None:
     """Serve the MLflow UI and print the pages worth opening. Ctrl-C ends it."""
     from tunix_lab.cli._project import open_project
+    from tunix_lab.lab.mlflow_problems import check_store
     from tunix_lab.lab.mlflow_store import parse_store
     from tunix_lab.lab.ui import page_urls, serve, until_stopped
 
@@ -22,7 +23,8 @@ def ui(
     project = open_project()
     store = parse_store(project.tracking_uri)
     if store.sqlite_file is None:  # somebody else serves it
-        _print_pages(console, page_urls(store, store.uri))
+        check_store(store)
+        _print_pages(console, page_urls(store, store.page))
         return
     if host not in ("127.0.0.1", "::1", "localhost"):
         console.print(f"Anyone who reaches {host} can read and change these runs: there is no password.")

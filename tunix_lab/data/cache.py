@@ -89,7 +89,11 @@ def _write(path: Path, examples: list[Example], ledger: Ledger) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            np.savez(file, **columns)
+            try:
+                np.savez(file, **columns)
+            except OSError:
+                Path(file.name).unlink()
+                raise
         os.replace(file.name, path)
     except OSError as error:
         raise EnvironmentProblem(

@@ -11,6 +11,15 @@ from typing import Any
 from tunix_lab.data.rows import CONTENT, TOLD_AT_ONCE, Row, Rows
 from tunix_lab.errors import UserError
 
+# What other files begin with, and what to do about them.
+_NOT_TEXT = {
+    b"\x1f\x8b": "compressed with gzip; unpack it (`gunzip FILE`)",
+    b"\x28\xb5\x2f\xfd": "compressed with zstandard; unpack it (`unzstd FILE`)",
+    b"PK\x03\x04": "a ZIP archive; unpack it",
+    b"PAR1": "a Parquet file; name it .parquet",
+    b"\xff\xfe": "UTF-16; save it as UTF-8",
+    b"\xfe\xff": "UTF-16; save it as UTF-8",
+}
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
@@ -51,6 +60,7 @@ def read_rows(path: str | Path, columns: Mapping[str, str] | None = None) -> Row
 
 
 def _json_lines(content: bytes, path: Path) -> tuple[list[Row], list[int]]:
+    _check_text(content, path)
     rows: list[Row] = []
     lines: list[int] = []
     faults: list[str] = []
@@ -61,12 +71,24 @@ def _json_lines(content: bytes, path: Path) -> tuple[list[Row], list[int]]:
                 lines.append(number)
             except UserError as error:
                 faults.append(str(error))
-    if faults:
-        more = len(faults) - TOLD_AT_ONCE
-        raise UserError("\n".join([*faults[:TOLD_AT_ONCE], *([f"{path}: and {more} more lines like these"] if more > 0 else [])]))
+    _tell(faults, path)
     if not rows:
         raise UserError(f"{path}: the file is empty; it must hold one JSON object a line")
     return rows, lines
+
+
+def _tell(faults: list[str], path: Path) -> None:
+    """Raises UserError with the first few of `faults`, if there are any, and the number of the others."""
+    if faults:
+        more = len(faults) - TOLD_AT_ONCE
+        raise UserError("\n".join([*faults[:TOLD_AT_ONCE], *([f"{path}: and {more} more lines like these"] if more > 0 else [])]))
+
+
+def _check_text(content: bytes, path: Path) -> None:
+    """Raises UserError for what is no text in UTF-8 from its first bytes on."""
+    for begin, what in _NOT_TEXT.items():
+        if content.startswith(begin):
+            raise UserError(f"{path}: the file is {what}")
 
 
 def _parse(line: bytes, place: str) -> Row:
@@ -89,6 +111,7 @@ def _parse(line: bytes, place: str) -> Row:
 
 def _csv(content: bytes, path: Path, columns: Mapping[str, str]) -> tuple[list[Row], list[int]]:
     """Rows whose values are all text: guessing types would make a number of the answer "42", and of "007" the wrong one."""
+    _check_text(content, path)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,18 +120,21 @@ def _csv(content: bytes, path: Path, columns: Mapping[str, str]) -> tuple[list[R
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[Row] = []
     lines: list[int] = []
+    faults: list[str] = []
     try:
         header = next(reader, [])
         _check_header(header, path, columns)
         begins = reader.line_num + 1
         for values in reader:
-            if values:  # a blank line has none
-                _check_width(values, header, f"{path}:{begins}")
+            if values and len(values) != len(header):
+                faults.append(_width_fault(values, header, f"{path}:{begins}"))
+            elif values:  # a blank line has none
                 rows.append(dict(zip(header, values, strict=True)))
                 lines.append(begins)
             begins = reader.line_num + 1  # a value in quotes may hold line breaks
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not CSV: {error}; mend the quotes, or save it as JSON Lines") from None
+    _tell(faults, path)
     if not rows:
         raise UserError(f"{path}: the file has no rows; it must hold a line with the names of the columns and then the rows")
     return rows, lines
@@ -127,12 +153,11 @@ def _check_header(header: list[str], path: Path, columns: Mapping[str, str]) -> 
         raise UserError(f"{path}:1: the column {twice[0]!r} is there twice; give each its own name")
 
 
-def _check_width(values: list[str], header: list[str], place: str) -> None:
-    if len(values) != len(header):
-        raise UserError(
-            f"{place}: {len(values)} values for {len(header)} columns ({', '.join(header)}); put values that hold a comma, a "
-            'quote or a line break in double quotes, and write a quote in them as ""'
-        )
+def _width_fault(values: list[str], header: list[str], place: str) -> str:
+    return (
+        f"{place}: {len(values)} values for {len(header)} columns ({', '.join(header)}); put values that hold a comma, a "
+        'quote or a line break in double quotes, and write a quote in them as ""'
+    )
 
 
 # ---- Parquet ---------------------------------------------------------------------------------------------------------------

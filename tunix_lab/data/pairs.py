@@ -169,7 +169,7 @@ def _response(row: Row, name: str, prompt: Sequence[Mapping[str, str]]) -> str:
             return text
         case list():
             raise UserError(f"column {name!r} is a chat that does not end with an answer of the assistant")
-    return text_column(row, name)
+    return text_column(row, name, may_be_empty=name == "rejected")  # to say nothing may be the answer that is not wanted
 
 
 def _check(pairs: Sequence[Pair], places: Sequence[str], max_prompt: int, max_response: int | None, split: str) -> None:

@@ -134,20 +134,27 @@ def column(row: Row, name: str) -> Any:
     return row[name]
 
 
-def text_column(row: Row, name: str) -> str:
-    """The text of a column. Raises UserError where it is missing or no text."""
+def text_column(row: Row, name: str, *, may_be_empty: bool = False) -> str:
+    """The text of a column. Raises UserError where it is missing, no text, or nothing but blanks."""
     value = column(row, name)
     if not isinstance(value, str):
-        raise UserError(f"column {name!r} must be text, got {type(value).__name__}")
+        raise UserError(f"column {name!r} must be text, got {_json_type(value)}")
+    if not value.strip() and not may_be_empty:
+        raise UserError(f"column {name!r} is empty; fill it, or take the row out")
     return value
 
 
 def prompt_column(row: Row) -> str | list[Mapping[str, str]]:
     """The prompt: text, or the messages of a chat. Raises UserError where it is missing or neither."""
     match column(row, "prompt"):
-        case str(text):
-            return text
+        case str():
+            return text_column(row, "prompt")
         case [_, *_] as messages:
             return list(messages)
         case other:
-            raise UserError(f"column 'prompt' must be text or a list of messages, got {type(other).__name__}")
+            raise UserError(f"column 'prompt' must be text or a list of messages, got {_json_type(other)}")
+
+
+def _json_type(value: Any) -> str:
+    """What a value is, as its file would call it."""
+    return "null" if value is None else "an empty list" if value == [] else type(value).__name__

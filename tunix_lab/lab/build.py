@@ -242,7 +242,7 @@ def build_trainer(
         "gradient_accumulation_steps": training.batch_size // training.rows_per_forward,
         "scan_layers": training.scan_layers,
         "remat": training.remat,
-        "skip_nonfinite": training.nonfinite != "continue",
+        "skip_nonfinite": training.nonfinite == "skip",
         "fingerprint_every_n_steps": training.fingerprint_every,
         "pbar_description": spec.name,
     }

@@ -20,6 +20,7 @@ from tunix_lab.lab.journal import Journal, new_run_id
 from tunix_lab.lab.manifest import write_manifest
 from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
 from tunix_lab.lab.outputs import ModelFolder, find_model
+from tunix_lab.lab.preflight import check_places
 from tunix_lab.lab.runner import use_compilation_cache
 from tunix_lab.lab.samples import Samples, load_scorer
 from tunix_lab.lab.versioning import dvc_digest, stage_tags
@@ -74,6 +75,7 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
     Raises:
       UserError: model or data cannot be used.
     """
+    check_places(home, settings, None if out is None else out.parent)
     use_compilation_cache(settings)
     for path in (evaluation.prompts, evaluation.pairs):
         if path is not None and not (home / path).is_file():
@@ -170,10 +172,18 @@ def _manifest(
         "higher_is_better": True,
         "seed": 0,
         "params": described,
-        "tags": {**git.tags(), **stage_tags()},
+        "tags": {**git.tags(), **_model_tags(evaluation, found, home), **stage_tags()},
         "datasets": datasets,
         **environment(),
     }
+
+
+def _model_tags(evaluation: Evaluation, found: ModelFolder, home: Path) -> dict[str, str]:
+    """The content of the models that are measured, as DVC shows it: a folder may hold another one later."""
+    tags = {"dvc.model": dvc_digest(found.folder)}
+    if evaluation.reference is not None:
+        tags["dvc.reference"] = dvc_digest(find_model(home, evaluation.reference).folder)
+    return tags
 
 
 def _experiment(found: ModelFolder, home: Path) -> str:

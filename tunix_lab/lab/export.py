@@ -16,7 +16,10 @@ from tunix_lab.errors import Mismatch, UserError
 from tunix_lab.lab import export_proof
 from tunix_lab.lab.environment import environment
 from tunix_lab.lab.export_source import GENERATION, Source, read_source
+from tunix_lab.lab.jsonl import open_for_append, to_line
+from tunix_lab.lab.lineage_records import EXPORTS
 from tunix_lab.lab.outputs import copy_licences
+from tunix_lab.lab.versioning import dvc_digest
 from tunix_lab.models.catalog import load_model, save_model
 from tunix_lab.models.peft_folder import cast_factors, module_prefix, write_peft
 from tunix_lab.models.safetensors import MAX_FILE_BYTES
@@ -87,6 +90,7 @@ def export(
     if wanted.to.exists():
         shutil.rmtree(wanted.to)
     folder.rename(wanted.to)
+    _remember(home, wanted.to, receipt)
     return receipt
 
 
@@ -160,6 +164,18 @@ def _receipt(wanted: Export, source: Source, proof: export_proof.Proof) -> dict[
         "checks": [dataclasses.asdict(check) for check in proof.checks],
         "versions": environment()["versions"] | proof.outside_versions,
     }
+
+
+def _remember(home: Path, folder: Path, receipt: dict[str, Any]) -> None:
+    """Notes the export beside the run whose model it is, so that the run knows where it went: its content, and where it lay."""
+    run_dir = home / "runs" / (receipt["source"]["run_id"] or "")
+    if receipt["source"]["run_id"] is None or not run_dir.is_dir():
+        return
+    to = folder.absolute()
+    note = {"to": to.relative_to(home).as_posix() if to.is_relative_to(home) else str(to), "dvc_digest": dvc_digest(folder)}
+    note |= {name: receipt[name] for name in ("exported_at", "format", "dtype", "params_digest")}
+    with open_for_append(run_dir / EXPORTS) as file:
+        file.write(to_line(note))
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -11,11 +11,15 @@ from typing import IO, Any
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces `path` by a file with `data`; a reader or a crash sees the old file or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write or flush names no file
 
 
 def open_for_append(path: Path) -> IO[bytes]:

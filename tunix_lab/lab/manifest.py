@@ -69,6 +69,7 @@ def make_manifest(
     command: dict[str, Any],
     chat_template: str | None,
     out: str,
+    trial: str | None = None,
 ) -> dict[str, Any]:
     """The manifest of a training run, as `lab.mlflow_sync` and `lab.reproduce` read it.
 
@@ -84,6 +85,7 @@ def make_manifest(
       command: see `environment.command_line`.
       chat_template: hash of its text.
       out: folder of the outputs, relative to the project where it lies in it.
+      trial: `<sweep id>/<number>`; None for a run that is no trial of a sweep.
     """
     tags = {
         "lab.spec_hash": spec_hash(spec),
@@ -95,6 +97,7 @@ def make_manifest(
         **data_tags(spec, home, inputs.data),
         **git.tags(),
         **stage_tags(),
+        **({} if trial is None else {"lab.trial": trial}),
         **spec.tracking.tags,
     }
     return {
@@ -103,6 +106,8 @@ def make_manifest(
         "experiment": spec.tracking.experiment,
         "kind": "train",
         "parent_run_id": parent_run_id,
+        "sweep": None if trial is None else trial.partition("/")[0],
+        "trial": trial,
         "description": spec.description,
         "algorithm": spec.algorithm.kind,
         "primary_metric": spec.tracking.primary_metric,

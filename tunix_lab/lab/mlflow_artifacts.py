@@ -22,4 +22,7 @@ LAST_ARTIFACTS = {
     FINGERPRINTS: "journal",
     "report.md": None,
     "report.html": None,
+    "sweep.csv": None,
+    "sweep.json": None,
+    "sweep.png": None,
 }

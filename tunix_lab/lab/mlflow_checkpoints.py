@@ -2,9 +2,11 @@
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tunix_lab.lab.mlflow_store import all_pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,3 +57,13 @@ def log_checkpoint(
         client.log_model_artifacts(model_id, folder)
     client.finalize_logged_model(model_id, "READY")
     return model_id
+
+
+def remove_twin_checkpoints(
+    client: "MlflowClient", experiment_id: str, mlflow_run_id: str, run_id: str, kept: Collection[str]
+) -> None:
+    """Deletes checkpoints of our run `run_id` beside those that are `kept`; they come about like twins of runs."""
+    made = f"source_run_id = '{mlflow_run_id}' AND tags.`lab.run_id` = '{run_id}'"
+    for model in list(all_pages(client.search_logged_models, experiment_ids=[experiment_id], filter_string=made)):
+        if model.model_id not in kept:
+            client.delete_logged_model(model.model_id)

@@ -6,6 +6,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tunix_lab.lab.journal import RunState, read_manifest, write_atomically
 from tunix_lab.lab.mlflow_store import Store, parse_store
@@ -33,6 +34,7 @@ class Cursor:
       models: (model id, digest) by checkpoint step.
       artifacts: size and time of each pushed file by its path.
       parent: MLflow's id of the run that this one is nested under.
+      base: whether the checkpoint that the run starts from was pushed as its input.
       status: the final status that was pushed; None while the run is open there.
     """
 
@@ -45,6 +47,7 @@ class Cursor:
     models: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
     parent: str | None = None
+    base: bool = False
     status: str | None = None
 
 
@@ -79,17 +82,26 @@ def pending_points(run_dir: str | Path, tracking_uri: str) -> int:
 
 
 def is_complete(run_dir: str | Path, tracking_uri: str, state: RunState | None = None) -> bool:
-    """Whether the run has ended and the store at `tracking_uri` has all of it, an evaluation's place under its run included."""
+    """Whether the run has ended and the store at `tracking_uri` has all of it, its place under its parent included."""
     run_dir = Path(run_dir)
     state = state or run_status(run_dir)
     cursor = load_cursor(run_dir, parse_store(tracking_uri))
     if cursor.status != state.status or cursor.attempt != state.attempt:
         return False
-    manifest = read_manifest(run_dir)
-    if manifest["kind"] == "evaluate" and manifest["parent_run_id"] is not None and cursor.parent is None:
+    if nested_under(read_manifest(run_dir)) is not None and cursor.parent is None:
         return False
     metrics = run_dir / METRICS
     return not metrics.exists() or next(read_metric_lines(run_dir, cursor.offset), None) is None
+
+
+def nested_under(manifest: Mapping[str, Any]) -> str | None:
+    """The run under which trackers show a run: an evaluation's model's, a trial's sweep; None for all others.
+
+    A training run is not nested under the one whose weights it starts from: MLflow's pages fold children away.
+    """
+    if manifest["kind"] == "evaluate":
+        return manifest["parent_run_id"]
+    return manifest.get("sweep")  # runs made before there were sweeps have no such line
 
 
 @contextlib.contextmanager

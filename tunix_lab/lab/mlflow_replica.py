@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from tunix_lab.lab.journal import RunState
 from tunix_lab.lab.mlflow_artifacts import ARTIFACTS, LAST_ARTIFACTS, SAMPLES
-from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint
-from tunix_lab.lab.mlflow_cursor import Cursor, new_values, save_cursor
-from tunix_lab.lab.mlflow_runs import create_run, find_run
+from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint, remove_twin_checkpoints
+from tunix_lab.lab.mlflow_cursor import Cursor, nested_under, new_values, save_cursor
+from tunix_lab.lab.mlflow_inputs import DIGEST_LIMIT, dataset_inputs, log_base, origin_tags, output_tags, param_text
+from tunix_lab.lab.mlflow_runs import create_run, find_run, remove_twins
 from tunix_lab.lab.mlflow_store import Store
 from tunix_lab.lab.mlflow_views import EVALUATE, experiment_tags, write_experiment_tags
 from tunix_lab.lab.run_state import METRICS, MetricLine, read_events, read_metric_lines
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 BATCH = 900  # MLflow takes 1,000 metrics a request; a journal line has fewer than a hundred
-DIGEST_LIMIT = 36  # characters of a dataset's digest
-PARAM_LIMIT = 500
 _MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -73,6 +72,7 @@ class Replica:
         self._nest()
         if self.state.status != "running":
             self._artifacts(LAST_ARTIFACTS)
+            self._base()
             self._end()
 
     def _save(self) -> None:
@@ -113,7 +113,7 @@ class Replica:
 
         if self.cursor.attempt == self.state.attempt:
             return
-        params = {name: _param_text(value) for name, value in self.manifest["params"].items()}
+        params = {name: param_text(value) for name, value in self.manifest["params"].items()}
         tags = {
             "lab.kind": self.manifest["kind"],
             "lab.attempt": str(self.state.attempt),
@@ -139,23 +139,9 @@ class Replica:
         self._save()
 
     def _inputs(self) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         if self.cursor.inputs:
             return
-        inputs = [
-            DatasetInput(
-                Dataset(
-                    name=entry["name"],
-                    digest=entry["digest"][:DIGEST_LIMIT],
-                    source_type="local",
-                    source=json.dumps({"uri": entry["path"]}),
-                    profile=json.dumps({"num_rows": entry["rows"]}),
-                ),
-                [InputTag("mlflow.data.context", entry["context"])],
-            )
-            for entry in self.manifest["datasets"]
-        ]
+        inputs = dataset_inputs(self.manifest)
         if inputs:
             self.client.log_inputs(self.cursor.mlflow_run_id, datasets=inputs)
         self.cursor.inputs = True
@@ -233,6 +219,7 @@ class Replica:
             if digest == event["digest"]:
                 continue
             tags = {"ckpt.path": event["path"], "ckpt.digest": event["digest"], "ckpt.bytes": str(event["bytes"])}
+            tags |= origin_tags(self.manifest)
             if model_id is None:
                 params = {
                     "step": str(event["step"]),
@@ -263,29 +250,37 @@ class Replica:
             self._save()
 
     def _nest(self) -> None:
-        """Nests an evaluation under the run it evaluates, once that is in the store too.
-
-        A training run is not nested under the one whose weights it starts from: MLflow's pages fold children away.
-        """
-        if self.manifest["kind"] != "evaluate" or self.manifest["parent_run_id"] is None or self.cursor.parent is not None:
+        """Nests the run under its parent, see `nested_under`, once that is in the store too."""
+        above = nested_under(self.manifest)
+        if above is None or self.cursor.parent is not None:
             return
-        parent = find_run(self.client, self.manifest["parent_run_id"])
+        parent = find_run(self.client, above)
         if parent is not None:
             self.client.set_tag(self.cursor.mlflow_run_id, "mlflow.parentRunId", parent.info.run_id)
             self.cursor.parent = parent.info.run_id
             self._save()
 
+    def _base(self) -> None:
+        """Makes the last checkpoint of the run whose weights this one starts from an input of it, once that is there too."""
+        if self.manifest["kind"] == "evaluate" or self.manifest["parent_run_id"] is None or self.cursor.base:
+            return
+        parent = find_run(self.client, self.manifest["parent_run_id"])
+        if parent is not None:
+            log_base(self.client, parent, self.cursor.mlflow_run_id)
+            self.cursor.base = True
+            self._save()
+
     def _end(self) -> None:
         if self.cursor.status == self.state.status:
             return
+        for name, value in output_tags(self.run_dir).items():
+            self.client.set_tag(self.cursor.mlflow_run_id, name, value)
         if self.state.message:
             self.client.set_tag(self.cursor.mlflow_run_id, "lab.message", self.state.message)
-        status = _MLFLOW_STATUS[self.state.status]
-        self.client.set_terminated(self.cursor.mlflow_run_id, status, end_time=self.state.ended_ms)
+        status, mlflow_run_id = _MLFLOW_STATUS[self.state.status], self.cursor.mlflow_run_id
+        models = [model_id for model_id, _ in self.cursor.models.values()]
+        remove_twins(self.client, self.state.run_id, mlflow_run_id)
+        remove_twin_checkpoints(self.client, self.cursor.experiment_id, mlflow_run_id, self.state.run_id, models)
+        self.client.set_terminated(mlflow_run_id, status, end_time=self.state.ended_ms)
         self.cursor.status = self.state.status
         self._save()
-
-
-def _param_text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:PARAM_LIMIT]

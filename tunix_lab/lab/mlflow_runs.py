@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunix_lab.errors import EnvironmentProblem
 from tunix_lab.lab.mlflow_checkpoints import short_name
-from tunix_lab.lab.mlflow_store import Store, impatient_requests, open_store, parse_store
+from tunix_lab.lab.mlflow_store import Store, all_pages, impatient_requests, open_store, parse_store
 from tunix_lab.lab.run_state import RunState
 
 if TYPE_CHECKING:
@@ -21,9 +21,28 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 
 def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
     """The MLflow run that replicates our run `run_id`, in whatever experiment; None if there is none (or it was deleted)."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = client.search_runs(experiments, f"tags.`lab.run_id` = '{run_id}'", max_results=1)
-    return found[0] if found else None
+    found = _replicas(client, run_id)
+    return min(found, key=lambda run: (not _is_described(run), run.info.run_id), default=None)
+
+
+def remove_twins(client: "MlflowClient", run_id: str, kept: str) -> None:
+    """Deletes empty runs that carry our run id beside the one that is `kept`.
+
+    They come from a server that carries out a request to make a run after its answer was no longer awaited.
+    """
+    for run in _replicas(client, run_id):
+        if run.info.run_id != kept and not _is_described(run):
+            client.delete_run(run.info.run_id)
+
+
+def _replicas(client: "MlflowClient", run_id: str) -> "list[Run]":
+    experiments = [experiment.experiment_id for experiment in all_pages(client.search_experiments)]
+    return list(client.search_runs(experiments, f"tags.`lab.run_id` = '{run_id}'", max_results=100))
+
+
+def _is_described(run: "Run") -> bool:
+    """Whether more than the run's creation was replicated."""
+    return "lab.attempt" in run.data.tags
 
 
 def tag_run(tracking_uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
@@ -49,7 +68,7 @@ def create_run(client: "MlflowClient", store: Store, manifest: Mapping[str, Any]
       EnvironmentProblem: its experiment was deleted in MLflow.
     """
     experiment = _ensure_experiment(client, store, manifest["experiment"])
-    siblings = len(client.search_runs([experiment], max_results=1000))
+    newest = client.search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=1)
     return client.create_run(
         experiment,
         start_time=state.started_ms or None,
@@ -59,9 +78,14 @@ def create_run(client: "MlflowClient", store: Store, manifest: Mapping[str, Any]
             "mlflow.user": _user(),
             "mlflow.source.type": "LOCAL",
             "mlflow.source.name": f"tunix-lab {manifest['kind']} {manifest['name']}",
-            "mlflow.runColor": _COLOURS[siblings % len(_COLOURS)],
+            "mlflow.runColor": _next_colour(newest[0].data.tags.get("mlflow.runColor") if newest else None),
         },
     )
+
+
+def _next_colour(previous: str | None) -> str:
+    """The colour after that of the newest run in the experiment."""
+    return _COLOURS[(_COLOURS.index(previous) + 1) % len(_COLOURS)] if previous in _COLOURS else _COLOURS[0]
 
 
 def _ensure_experiment(client: "MlflowClient", store: Store, name: str) -> str:

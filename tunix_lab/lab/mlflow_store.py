@@ -9,10 +9,11 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -21,15 +22,17 @@ from tunix_lab.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.store.entities import PagedList
 
 _NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smb", "smb3", "smbfs", "lustre", "beegfs", "ceph", "glusterfs", "9p", "afs"}
 # A request to a server that hangs costs this much, once: the pass ends at its first failure and is tried again later.
-_IMPATIENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "10",
+PATIENCE_SECONDS = 5.0
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the address may hold a password
 }
-QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "CRITICAL"}
+_SQLITE = b"SQLite format 3\0"  # what such a file begins with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,12 @@ class Store:
         return self.uri if parts.password is None else self.uri.replace(f":{parts.password}@", ":***@")
 
     @property
+    def page(self) -> str:
+        """The address without user and password, as a browser is to open it."""
+        parts = urlsplit(self.uri)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+    @property
     def artifact_root(self) -> Path | None:
         """Folder of artifacts beside the database; None for a server, which has its own."""
         return None if self.sqlite_file is None else self.sqlite_file.parent / "mlartifacts"
@@ -70,13 +79,44 @@ def parse_store(tracking_uri: str) -> Store:
     if tracking_uri.startswith("sqlite:///") and len(tracking_uri) > len("sqlite:///"):
         file = Path(tracking_uri.removeprefix("sqlite:///")).expanduser().absolute()
         return Store(f"sqlite:///{file}", file)
-    parts = urlsplit(tracking_uri)
-    if parts.scheme in ("http", "https") and parts.hostname:
+    try:
+        parts = urlsplit(tracking_uri)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # no number, or none of a port
+        usable = False
+    if usable:
         return Store(tracking_uri.rstrip("/"), None)
+    shown = re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", tracking_uri)
+    database = parts.scheme.partition("+")[0] in ("postgresql", "postgres", "mysql", "mssql")
+    hint = "; a database is for `mlflow server` alone: give the address of that server" if database else ""
     raise EnvironmentProblem(
-        f"tracking address {tracking_uri!r} cannot be used: it must be sqlite:///FILE or http(s)://HOST[:PORT] "
+        f"tracking address {shown!r} cannot be used: it must be sqlite:///FILE or http(s)://HOST[:PORT]{hint} "
         "(TUNIX_LAB_TRACKING_URI; unset, runs go to mlflow.db in the project folder)"
     )
+
+
+def check_store(tracking_uri: str) -> None:
+    """Looks at an address without MLflow, before a run begins. Whether a server answers does not matter then.
+
+    Raises:
+      EnvironmentProblem: the address can never work: its form is wrong, or its file is no database or cannot be made.
+    """
+    file = parse_store(tracking_uri).sqlite_file
+    if file is None:
+        return
+    remedy = "mend TUNIX_LAB_TRACKING_URI, or unset it"
+    if file.is_dir():
+        raise EnvironmentProblem(f"tracking store {file} is a folder, not a database; {remedy}")
+    above = next(folder for folder in file.parents if folder.exists())
+    if not above.is_dir():
+        raise EnvironmentProblem(f"tracking store {file}: {above} is not a folder; {remedy}")
+    if file.exists() and file.stat().st_size and _begin(file) != _SQLITE:
+        raise EnvironmentProblem(f"tracking store {file} is not a database; {remedy}, or move the file away")
+
+
+def _begin(file: Path) -> bytes:
+    with open(file, "rb") as content:
+        return content.read(len(_SQLITE))
 
 
 def open_store(store: Store) -> "MlflowClient":
@@ -95,10 +135,15 @@ def open_store(store: Store) -> "MlflowClient":
 
 
 @contextlib.contextmanager
-def impatient_requests() -> Iterator[None]:
-    """Within it, MLflow's requests do not retry and time out after seconds (its defaults block for four minutes)."""
-    before = {name: os.environ.get(name) for name in _IMPATIENT}
-    os.environ.update(_IMPATIENT)
+def impatient_requests(seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Within it, MLflow's requests do not retry and time out after `seconds` (its defaults block for four minutes)."""
+    settings = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(round(seconds)),
+        "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": str(round(2 * seconds)),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
@@ -107,6 +152,17 @@ def impatient_requests() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def all_pages(search: "Callable[..., PagedList[Any]]", **arguments: Any) -> Iterator[Any]:
+    """What a search of MLflow finds, page by page; it alone stops after the first."""
+    token = None
+    while True:
+        page = search(**arguments, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _prepare_sqlite(file: Path, uri: str) -> None:

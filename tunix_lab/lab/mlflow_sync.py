@@ -17,15 +17,16 @@ from typing import Literal
 from tunix_lab.errors import EnvironmentProblem, UserError
 from tunix_lab.lab.journal import read_manifest, run_status
 from tunix_lab.lab.mlflow_cursor import exclusive, is_complete, load_cursor, pending_points
-from tunix_lab.lab.mlflow_store import QUIET, Store, impatient_requests, open_store, parse_store
-from tunix_lab.lab.redaction import Redactor
+from tunix_lab.lab.mlflow_problems import explain
+from tunix_lab.lab.mlflow_store import PATIENCE_SECONDS, QUIET, Store, impatient_requests, open_store, parse_store
 from tunix_lab.lab.run_state import MANIFEST
 
-__all__ = ["Pushed", "is_complete", "pending_points", "push", "start_follower", "wait_follower"]
+__all__ = ["Pushed", "follower_problem", "is_complete", "pending_points", "push", "start_follower", "wait_follower"]
 
 ADDRESS = "TUNIX_LAB_TRACKING_URI"
 INTERVAL_SECONDS = 2.0
 LONGEST_BACKOFF_SECONDS = 60.0
+LONGEST_PATIENCE_SECONDS = 60.0
 DRAIN_SECONDS = 600.0  # how long a follower goes on trying after its run has ended
 _LOOK_SECONDS = 0.25
 _NICENESS = 10
@@ -56,18 +57,18 @@ class Pushed:
     problem: str | None = None
 
 
-def push(run_dir: str | Path, tracking_uri: str) -> Pushed:
+def push(run_dir: str | Path, tracking_uri: str, patience: float = PATIENCE_SECONDS) -> Pushed:
     """Brings the store at `tracking_uri` up to date with the run directory: one pass that may be repeated at will.
 
     It may be killed anywhere and run again; every point arrives exactly once. A server that is down, hangs or fails ends
-    the pass within seconds, with outcome "pending".
+    the pass within `patience` seconds, with outcome "pending".
 
     Raises:
       EnvironmentProblem: the address or the database can never work as it is.
       UserError: the directory has no manifest.
     """
     run_dir, store = Path(run_dir), parse_store(tracking_uri)
-    with exclusive(run_dir) as alone, impatient_requests():
+    with exclusive(run_dir) as alone, impatient_requests(patience):
         if not alone:
             return _report(run_dir, store, "busy", 0, "another process is replicating this run")
         return _push_alone(run_dir, store)
@@ -79,7 +80,7 @@ def _push_alone(run_dir: Path, store: Store) -> Pushed:
     try:
         client = open_store(store)
     except OSError as error:
-        return _report(run_dir, store, "pending", 0, _first_line(error))
+        return _report(run_dir, store, "pending", 0, explain(store, error))
 
     import requests
     from mlflow.exceptions import MlflowException
@@ -92,7 +93,7 @@ def _push_alone(run_dir: Path, store: Store) -> Pushed:
     except RunDeleted:
         return _report(run_dir, store, "deleted", 0, "the run was deleted in MLflow")
     except (MlflowException, requests.RequestException, OSError) as error:
-        return _report(run_dir, store, "pending", replica.points, _first_line(error))
+        return _report(run_dir, store, "pending", replica.points, explain(store, error))
     outcome: Outcome = "running" if state.status == "running" else "complete"
     return _report(run_dir, store, outcome, replica.points, None)
 
@@ -102,9 +103,11 @@ def _report(run_dir: Path, store: Store, outcome: Outcome, points: int, problem:
     return Pushed(run_dir.name, outcome, points, pending, load_cursor(run_dir, store).mlflow_run_id, problem)
 
 
-def _first_line(error: Exception) -> str:
-    lines = Redactor.of_process().text(str(error)).splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) <= 300 else lines[0][:297] + "..."
+def follower_problem(run_dir: Path) -> str | None:
+    """What the follower of a run complained of last; None if it had no reason to."""
+    log = run_dir / "sync/follower.log"
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), None)
 
 
 def start_follower(run_dir: str | Path, tracking_uri: str) -> "subprocess.Popen[bytes]":
@@ -142,7 +145,8 @@ def follow(run_dir: Path, tracking_uri: str, drain_seconds: float = DRAIN_SECOND
         elif time.monotonic() > deadline:
             return False
         if (run_dir / MANIFEST).exists():
-            result = push(run_dir, tracking_uri)
+            # A server that is slow rather than dead gets more time with each try, or no large batch would ever pass.
+            result = push(run_dir, tracking_uri, min(PATIENCE_SECONDS * 2**failures, LONGEST_PATIENCE_SECONDS))
             if result.outcome in ("complete", "deleted"):
                 return True
             if result.outcome == "pending":

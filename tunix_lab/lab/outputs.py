@@ -1,15 +1,17 @@
 """What a finished run leaves: the model folder, headline numbers and curves, in the form that DVC versions and diffs."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tunix_lab.data.tokenizer import Tokenizer
-from tunix_lab.errors import UserError
+from tunix_lab.errors import UserError, writing
 from tunix_lab.lab.journal import find_run, read_metrics
 from tunix_lab.lab.origin import base_name
 from tunix_lab.models.adapters import adapter_factors
@@ -73,13 +75,10 @@ def write_model(params: Params, config: ModelConfig, tokenizer: Tokenizer, folde
       folder: receives the files.
       base: folder of the starting weights, whose licences are copied; None for random ones.
     """
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_model(params, config, temporary)
-    tokenizer.save(temporary)
-    copy_licences(base, temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with _replacing(folder) as temporary:
+        save_model(params, config, temporary)
+        tokenizer.save(temporary)
+        copy_licences(base, temporary)
     return digest(params)
 
 
@@ -93,17 +92,29 @@ def write_adapter(spec: ExperimentSpec, home: Path, model: Decoder, base: Path |
       base: folder of the starting weights; None for random ones.
       folder: receives the files.
     """
-    shutil.rmtree(folder, ignore_errors=True)
     if isinstance(spec.adapter, NoAdapter):
+        shutil.rmtree(folder, ignore_errors=True)
         return None
     name, revision = base_name(spec, home)
     prefix = TEXT_MODEL if base is None else module_prefix(base)
+    lora = Lora(spec.adapter.rank, spec.adapter.alpha, name, revision)
+    with _replacing(folder) as temporary:
+        write_peft(temporary, adapter_factors(model), model.config, lora, prefix)
+    return spec.adapter.model_dump()
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write, which takes the place of `folder` when the block ends well; else what was there stays."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    lora = Lora(spec.adapter.rank, spec.adapter.alpha, name, revision)
-    write_peft(temporary, adapter_factors(model), model.config, lora, prefix)
-    temporary.rename(folder)
-    return spec.adapter.model_dump()
+    try:
+        with writing(folder):
+            yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def copy_licences(source: Path | None, folder: Path) -> None:

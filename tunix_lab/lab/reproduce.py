@@ -25,6 +25,7 @@ from tunix_lab.lab.worktree import Worktree, make_worktree, remove_worktree
 
 _MAIN = "from tunix_lab.cli.main import main; main()"
 _PROBE = "import json; from tunix_lab.lab.devices import hardware; print(json.dumps(hardware()))"
+_NOT_PASSED_ON = ("GIT_", "DVC_", "TUNIX_LAB_TRIAL")  # whose work this process is part of
 _READY = "ready.json"  # an attempt that has its code; it can be gone on with
 _TRY_AGAIN = 75  # the exit code of a run that was stopped other than by a signal, see `errors.Stopped`
 
@@ -192,7 +193,11 @@ def _probe(recorded: Recorded) -> dict[str, Any]:
 
 def _environment(recorded: Recorded, present: Any) -> dict[str, str]:
     """This process's environment with the flags of the record in place of its own."""
-    kept = {name: value for name, value in present.items() if not is_flag(name) and not name.startswith(("GIT_", "DVC_"))}
+    kept = {
+        name: value
+        for name, value in present.items()
+        if not is_flag(name) and not name.startswith(("GIT_", "DVC_", "TUNIX_LAB_TRIAL"))
+    }
     return kept | recorded.manifest["environment"]
 
 

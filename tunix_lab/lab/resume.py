@@ -12,8 +12,10 @@ from tunix_lab.spec import ExperimentSpec
 FAULTS_SHOWN = 5
 
 
-def interrupted_run(home: Path, spec: ExperimentSpec, inputs: Inputs) -> str | None:
+def interrupted_run(home: Path, spec: ExperimentSpec, inputs: Inputs, trial: str | None = None) -> str | None:
     """The newest run of this very experiment that has not finished; a changed input makes it another experiment.
+
+    A trial of a sweep goes on with its own run alone, and nothing else with that.
 
     Raises:
       EnvironmentProblem: it is running.
@@ -23,7 +25,7 @@ def interrupted_run(home: Path, spec: ExperimentSpec, inputs: Inputs) -> str | N
         if state.status == "finished" or not (state.run_dir / MANIFEST).is_file():
             continue
         manifest = read_manifest(state.run_dir)
-        if manifest["name"] == spec.name and manifest.get("identity") == identity:
+        if manifest["name"] == spec.name and manifest.get("identity") == identity and manifest.get("trial") == trial:
             _require_idle(state, "or start another with --fresh")
             return state.run_id
     return None

@@ -72,7 +72,7 @@ class RunHooks(TrainingHooks):
         what = f"loss {fingerprint.loss}, gradient norm {fingerprint.grad_norm} at step {fingerprint.step}"
         if self._nonfinite == "stop":
             raise TrainingFailed(
-                f"{what}: stopped before it was applied. Its batch is in {path}; the newest checkpoint is of step "
+                f"{what}: stopped. Its batch is in {path}; the newest checkpoint is of step "
                 f"{trainer.checkpoint_manager.latest_step()}. Lower optimizer.learning_rate or optimizer.clip_norm, mend the "
                 "rows, or set training.nonfinite to skip"
             )

@@ -17,16 +17,20 @@ from tunix_lab.lab.git_state import git_state
 from tunix_lab.lab.journal import Journal, new_run_id, read_events, read_manifest
 from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_manifest
-from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
+from tunix_lab.lab.mlflow_sync import follower_problem, start_follower, wait_follower
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
+from tunix_lab.lab.preflight import check_places
 from tunix_lab.lab.redaction import Redactor
+from tunix_lab.lab.report import write_report_at_end
 from tunix_lab.lab.resume import interrupted_run, require_same
 from tunix_lab.lab.run_hooks import RunHooks
 from tunix_lab.lab.run_state import MANIFEST
 from tunix_lab.lab.stopping import Stopping
 from tunix_lab.lab.system_metrics import SystemMetrics
 from tunix_lab.lab.upstream import make_missing
+from tunix_lab.lab.versioning import dvc_digest
 from tunix_lab.models.adapters import has_adapters, parameter_table
+from tunix_lab.models.catalog import read_config
 from tunix_lab.models.config import ModelConfig
 from tunix_lab.models.decoder import Decoder
 from tunix_lab.sft.peft_trainer import PeftTrainer
@@ -42,12 +46,14 @@ class RunResult:
       out: folder with `final/`, metrics.json, the curves and run.json.
       metrics: last value of every train and eval metric.
       synced: whether the tracking store has everything; None if nothing was to be sent.
+      sync_problem: what was in the way of that, if something was.
     """
 
     run_id: str
     out: Path
     metrics: dict[str, float]
     synced: bool | None
+    sync_problem: str | None = None
 
 
 def run(
@@ -75,6 +81,7 @@ def run(
       Stopped: a signal, a stop file or the budget ended it; a checkpoint was saved.
     """
     spec = loaded.spec
+    check_places(home, settings, out)
     make_missing(spec, home)
     use_compilation_cache(settings)
     mesh = build.build_mesh(spec)
@@ -82,12 +89,15 @@ def run(
     data = build.build_data(spec, home, tokenizer, settings.cache_dir / "tokenised")
     base_folder = origin.base_folder(spec, home)  # last: a mistake in the data is told before gigabytes are fetched
     teacher_folder = origin.teacher_folder(spec, home)
+    for folder in (base_folder, teacher_folder):
+        if folder is not None:
+            read_config(folder)  # a folder that is no model leaves no run behind
     inputs = digest_inputs(spec, home, base_folder, tokenizer, teacher_folder)
     if resumed is not None:
         require_same(read_manifest(resumed), spec, inputs)
         run_id = resumed.name
     else:
-        run_id = None if fresh else interrupted_run(home, spec, inputs)
+        run_id = None if fresh else interrupted_run(home, spec, inputs, settings.trial)
     if run_id is not None:
         _say(f"continuing interrupted run {run_id} (--fresh starts anew)")
     run_id = run_id or new_run_id(spec.name)
@@ -108,6 +118,7 @@ def run(
                 command=command_line(Redactor.of_process()),
                 chat_template=tokenizer.template_digest,
                 out=_relative(out, home),
+                trial=settings.trial,
             )
             write_manifest(run_dir, manifest, loaded.source_text, resolved_yaml(spec), git)
         told = {event["source"] for event in read_events(run_dir) if event["kind"] == "ledger"}
@@ -119,8 +130,10 @@ def run(
         folders = Folders(home, settings.cache_dir, base_folder, teacher_folder, out)
         stopping = Stopping(run_dir, settings.stop_file, spec.training.budget_s)
         metrics = _execute(spec, folders, journal, mesh, tokenizer, data, inputs, stopping)
+        journal.finish("finished")
+        write_report_at_end(run_dir)  # while the lock is held: whoever replicates the run waits for it, and takes the page along
     synced = None if follower is None else wait_follower(follower, settings.sync_drain_seconds)
-    return RunResult(run_id, out, metrics, synced)
+    return RunResult(run_id, out, metrics, synced, None if synced is not False else follower_problem(run_dir))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +230,7 @@ def _write_outputs(
     adapter = write_adapter(spec, folders.home, trainer.model, folders.base, out / ADAPTER)
     journal.event("output", path=_relative(out / "final", folders.home), digest=digest)
     record = {"run_id": journal.run_id, "name": spec.name, "params_digest": digest, "step": trainer.train_steps}
-    record |= {"model": _relative(out / "final", folders.home)}
+    record |= {"model": _relative(out / "final", folders.home), "dvc_digest": dvc_digest(out / "final")}
     if adapter is not None:
         record |= {"adapter": adapter | {"path": _relative(out / ADAPTER, folders.home)}}
     (journal.run_dir / "run.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")

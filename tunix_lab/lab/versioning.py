@@ -50,6 +50,14 @@ def stages(home: Path) -> dict[str, dict]:
     return (YAML(typ="safe").load(path) or {}).get("stages", {}) if path.is_file() else {}
 
 
+def locked_stages(home: Path) -> dict[str, dict]:
+    """The stages of the project's dvc.lock by name (`stage@item` for those of a matrix or foreach); {} without one."""
+    from ruamel.yaml import YAML
+
+    path = home / "dvc.lock"
+    return (YAML(typ="safe").load(path) or {}).get("stages", {}) if path.is_file() else {}
+
+
 def make_upstream(home: Path, experiment: str) -> None:
     """Makes the output of an upstream experiment by `dvc repro` of its stage, whose output goes to the terminal.
 

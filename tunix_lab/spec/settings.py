@@ -29,6 +29,7 @@ class LabSettings(BaseSettings):
       stop_file: a file whose existence asks every run to save and stop, as some platforms announce a preemption; None: none.
       sync: "auto" replicates every run to the tracking store while it trains; "off" leaves that to `tunix-lab sync`.
       sync_drain_seconds: how long the end of a run waits for its replication.
+      trial: `<sweep id>/<number>` where the run is a trial of a sweep; `tunix-lab sweep` sets it.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
@@ -40,6 +41,7 @@ class LabSettings(BaseSettings):
     stop_file: Folder | None = None
     sync: Literal["auto", "off"] = "auto"
     sync_drain_seconds: Annotated[float, Ge(0)] = 20.0
+    trial: str | None = None
 
     def __init__(self, **values: Any) -> None:
         # Pydantic ignores a mistyped variable without a word.

@@ -1,0 +1,56 @@
+"""`tunix-lab sweep`: one experiment with many values and seeds."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_AXIS = {"metavar": "FIELD=…", "show_default": False}
+
+
+def sweep(
+    spec: Annotated[Path | None, typer.Argument(help="Spec file.", show_default=False)] = None,
+    grid: Annotated[list[str], typer.Option("--grid", help="a,b,c: every combination; may be repeated.", **_AXIS)] = [],  # noqa: B006
+    random: Annotated[list[str], typer.Option("--random", help="a,b,c or low..high[:log], drawn.", **_AXIS)] = [],  # noqa: B006
+    tpe: Annotated[
+        list[str], typer.Option("--tpe", help="The same, chosen by what earlier trials gave (needs Optuna).", **_AXIS)
+    ] = [],  # noqa: B006 (never changed)
+    trials: Annotated[int | None, typer.Option(min=1, help="Settings to try with --random or --tpe.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trials of each setting, from the spec's seed on.")] = 1,
+    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Trials side by side.")] = 1,
+    overrides: Annotated[
+        list[str], typer.Option("--set", metavar="A.B=C", help="Override a field of all trials.", show_default=False)
+    ] = [],  # noqa: B006 (never changed)
+    join: Annotated[str | None, typer.Option(metavar="SWEEP", help="Work on this sweep instead of a spec.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even if this very sweep exists.")] = False,
+) -> None:
+    """Run an experiment with many values and seeds. Given again, it adds a worker, or goes on where it was stopped."""
+    from tunix_lab.errors import TrainingFailed, UserError
+    from tunix_lab.lab.sweep import find_sweep, prepare
+    from tunix_lab.lab.sweep_report import print_sweep
+    from tunix_lab.lab.sweep_space import Space
+    from tunix_lab.lab.sweep_worker import Worker
+    from tunix_lab.spec import LabSettings, find_home
+
+    settings = LabSettings()
+    home = find_home(settings)
+    chosen = {"grid": grid, "random": random, "tpe": tpe}
+    given = [method for method, axes in chosen.items() if axes]
+    if (spec is None) == (join is None):
+        raise UserError("sweep: give a spec file, or --join SWEEP")
+    if join is not None and (given or overrides or fresh or trials or seeds > 1):
+        raise UserError("sweep: --join takes its values from the sweep; it goes with -j and --retry-failed alone")
+    if len(given) > 1:
+        raise UserError(f"sweep: choose one of {' and '.join('--' + method for method in given)}")
+    method = given[0] if given else "grid"
+    space = Space(method, tuple(chosen[method]), trials, seeds)
+    sweep_dir = find_sweep(home, join) if join else prepare(spec, overrides, space, home, settings, fresh=fresh)
+    worker = Worker(sweep_dir, home, settings, jobs=jobs)
+    if retry_failed:
+        worker.queue.retry_failed()
+    results = worker.work()
+    print_sweep(sweep_dir, results)
+    failed = sum(result.count("failed") for result in results)
+    if failed:
+        raise TrainingFailed(f"{failed} trials failed; the same command with --retry-failed tries them again")
