@@ -77,7 +77,8 @@ def _check(recorded: Recorded) -> None:
     """Refuses a record that cannot lead to the same run."""
     manifest, run_id = recorded.manifest, recorded.run_id
     if "input_files" not in manifest or "files" not in manifest:
-        what = "an evaluation" if manifest.get("kind") == "evaluate" else "recorded by a version that kept too little for it"
+        others = {"evaluate": "an evaluation", "sweep": "a sweep, whose trials are runs that can be"}
+        what = others.get(manifest.get("kind"), "recorded by a version that kept too little for it")
         raise UserError(f"run {run_id} cannot be made again: it is {what}")
     if recorded.git["commit"] is None:
         raise UserError(f"run {run_id} cannot be made again: its project was not under git, so its code is not known")
