@@ -36,7 +36,7 @@ ALGORITHMS = {
     "packed": ("{kind: sft}", PACKED, ("training.scan_layers=true", "training.remat=block")),
     "mixture": ("{kind: sft}", MIXED, ("data.buckets=[32, 64]",)),
     "lora": ("{kind: sft}", CHAT, ("adapter={kind: lora, rank: 4, alpha: 8}",)),
-    "qlora": ("{kind: sft}", CHAT, ("adapter={kind: qlora, rank: 4, alpha: 8, tile_size: 32}",)),
+    "qlora": ("{kind: sft}", CHAT, ("adapter={kind: qlora, rank: 4, alpha: 8, tile_size: 16}",)),
     "dpo": (f"{{kind: dpo, {PREFERENCE}}}", PAIRS, ()),
     "dpo_lora": (f"{{kind: dpo, precompute_reference: true, {PREFERENCE}}}", PAIRS, ("adapter={kind: lora, rank: 4, alpha: 8}",)),
     "ipo": (f"{{kind: ipo, {PREFERENCE}}}", PAIRS, ()),

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from story_project import Project, metrics_of
 
 from tunix_lab.lab.fingerprints import read_fingerprints
 from tunix_lab.lab.journal import read_events, run_status
+from tunix_lab.lab.same_run import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -46,13 +48,41 @@ def test_a_run_that_is_stopped_again_and_again(project: Project) -> None:
     printed = project.cli("run", str(spec), "--set", "training.budget=1s", exit_code=75, **quiet)
     assert "stopped by its time budget (1s): step 2 is saved and verified" in printed
     assert project.interrupt(project.start(*resume, **quiet), step=8, signum=signal.SIGUSR1) == 128 + signal.SIGUSR1
-    assert "continuing interrupted run" in project.cli(*resume, **quiet)
+    # what it saved then is damaged on disk: the checkpoint before it is taken
+    newest = project.home / [event for event in read_events(run) if event["kind"] == "checkpoint"][-1]["path"]
+    for path in (path for path in (newest / "opt_state").rglob("*") if path.is_file() and path.parent.name == "d"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+    printed = project.cli(*resume, **quiet)
+    assert "continuing interrupted run" in printed and f"of step {newest.name} is unusable and skipped" in printed
     assert run_status(run).attempt == 4
     same_outcome(run, whole)
 
     printed = project.cli(*resume, exit_code=2, **quiet)
     assert "has finished: there is nothing to resume" in printed
     assert "no run 'nobody'" in project.cli("resume", "nobody", exit_code=2)
+
+
+def test_a_disk_that_fills_up(project: Project) -> None:
+    """Room for one checkpoint: the others are left out with a message, the run ends well, and the one that fits can be read."""
+    spec, disk = project.write_spec("disk"), project.home / "checkpoints"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        printed = project.cli("run", str(spec), "--set", "checkpoint.keep_last=5", "--set", "samples=null", TUNIX_LAB_SYNC="off")
+        (run,) = project.runs()
+        events = list(read_events(run))
+        assert run_status(run).status == "finished" and (run / "final/model.safetensors").is_file()
+        assert [event["step"] for event in events if event["kind"] == "checkpoint"] == [4]
+        assert [event["step"] for event in events if event["kind"] == "checkpoint_failed"] == [8, 12, 16, 20, 24]
+        assert "no checkpoint of step 8" in printed and "the disk lacks" in printed and "Traceback" not in printed
+        leaves, counters = read_checkpoint(next(disk.glob("*/*/4")))
+        assert counters["train_steps"] == 4 and leaves
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_changed_inputs_are_refused(project: Project) -> None:

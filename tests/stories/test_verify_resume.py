@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from story_project import PAIRS, Project
 
 from tunix_lab.data.pipeline import TrainBatches
@@ -139,7 +140,8 @@ def reference_is_what_was_restored(patch):
     """DPO against the policy of the checkpoint instead of the model that training began from."""
 
     def current(original, self, model, ref_model):
-        return original(self, model, self.model)
+        graph, state = nnx.split(self.model)
+        return original(self, model, nnx.merge(graph, jax.tree.map(jnp.copy, state)))  # updates donate the model's own arrays
 
     wrap(patch, DPOTrainer, "_make_reference", current)
 

@@ -232,12 +232,12 @@ def _run(recorded: Recorded, tree: Worktree, workspace: Path, lock: IO[bytes]) -
 
 @contextlib.contextmanager
 def _forward_signals(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """SIGINT and SIGTERM go to the training process, which saves and ends."""
+    """Signals that ask for an end go to the training process, which saves first."""
 
     def forward(signum: int, frame: object) -> None:
         process.send_signal(signum)
 
-    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield
     finally:
