@@ -17,6 +17,7 @@ from tunix_lab.errors import UserError
 from tunix_lab.lab import sources
 from tunix_lab.lab.build import build_data
 from tunix_lab.lab.datasets import load_dataset
+from tunix_lab.lab.git_state import GitState
 from tunix_lab.lab.manifest import digest_inputs, make_manifest
 from tunix_lab.lab.sources import data_files, project_paths
 from tunix_lab.lab.versioning import file_md5
@@ -125,8 +126,17 @@ def test_a_file_of_the_hub(home, tokenizer, monkeypatch):
     assert "dvc.train" not in manifest["tags"] and manifest["tags"]["dvc.validation"] == file_md5(home / "a.jsonl")
 
 
+AROUND = {
+    "hardware": {"device_count": 1, "device_kind": "cpu"},
+    "git": GitState(),
+    "command": [],
+    "out": "runs/r",
+    "chat_template": None,
+}
+
+
 def _manifest(spec, inputs, home, rows):
-    return make_manifest(spec, inputs, home=home, run_id="r", parent_run_id=None, rows=rows, devices="1", out="runs/r")
+    return make_manifest(spec, inputs, home=home, run_id="r", parent_run_id=None, rows=rows, **AROUND)
 
 
 def test_manifest_of_a_plain_spec_and_of_a_mixture(home, tokenizer):

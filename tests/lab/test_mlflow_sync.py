@@ -77,6 +77,7 @@ def test_the_whole_record_of_a_run_and_of_its_evaluation(make_run, client, track
     artifacts = tmp_path / "mlartifacts/arithmetic" / pushed.mlflow_run_id / "artifacts"
     files = {str(path.relative_to(artifacts)) for path in artifacts.rglob("*") if path.is_file()}
     assert files == {
+        "journal/metrics.jsonl",
         "manifest.json",
         "samples/history.jsonl",
         "samples/latest.json",

@@ -63,9 +63,12 @@ def learn(journal):
         journal.samples(step, [{"id": "a", "prompt": "How many?", "completion": answer, "reference": "10", "score": 0.0}])
 
 
+UNTRACKED = [{"path": "a.py", "bundled": True}, {"path": "large.bin", "bundled": False}]
+
+
 def test_the_page_has_the_numbers_of_the_run(make_run):
     run_dir = make_run(
-        git={"commit": "c0ffee" * 6 + "abcd", "branch": "main", "remote": None, "dirty": True, "untracked": ["a.py", "b.py"]}
+        git={"commit": "c0ffee" * 6 + "abcd", "branch": "main", "remote": None, "dirty": True, "untracked": UNTRACKED}
     )
     (run_dir / "dirty.patch").write_text("-a\n+b\n")
     (run_dir / "resolved.yaml").write_text("name: dpo_nano\ntraining: {max_steps: 30, batch_size: 48}\nmodel: {init: null}\n")
@@ -80,7 +83,7 @@ def test_the_page_has_the_numbers_of_the_run(make_run):
         "best 0.8888 at step 20",
         "eval/loss was lowest at step 10 (0.5151) and ended at 0.7171",
         "Data train: 7 duplicate rows, 3 rows dropped of 4,000.",
-        "The code was not all committed: a difference, kept in dirty.patch and 2 new files, not kept.",
+        "The code was not all committed: a difference, kept in dirty.patch and 1 new in untracked.tar.gz and 1 not kept.",
         "c0ffeec0ffee",
         "an update (median) 0.25 s",  # the first one compiles
         "batch_size 48",

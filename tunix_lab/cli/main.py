@@ -8,11 +8,13 @@ import typer
 from tunix_lab.cli.check import check
 from tunix_lab.cli.compare import compare
 from tunix_lab.cli.data import arithmetic, gsm8k, show_data, tokenizer
+from tunix_lab.cli.diff import diff
 from tunix_lab.cli.evaluate import evaluate
 from tunix_lab.cli.export import export
 from tunix_lab.cli.lineage import lineage
 from tunix_lab.cli.models import models
 from tunix_lab.cli.report import report
+from tunix_lab.cli.reproduce import reproduce
 from tunix_lab.cli.resume import resume
 from tunix_lab.cli.run import run
 from tunix_lab.cli.runs import runs
@@ -32,7 +34,7 @@ app = typer.Typer(
 )
 for verb in (
     *(run, resume, sweep, check, schema, show_data, models),
-    *(runs, compare, report, lineage, ui, sync, verify_resume),
+    *(runs, compare, diff, report, lineage, reproduce, ui, sync, verify_resume),
     *(evaluate, sample, export),
 ):
     app.command()(verb)

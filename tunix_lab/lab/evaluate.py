@@ -14,8 +14,10 @@ from tunix_lab.data.pairs import preference_examples
 from tunix_lab.data.pipeline import eval_batches
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError
+from tunix_lab.lab.environment import environment
+from tunix_lab.lab.git_state import GitState, git_state
 from tunix_lab.lab.journal import Journal, new_run_id
-from tunix_lab.lab.manifest import environment, git_state, git_tags, write_manifest
+from tunix_lab.lab.manifest import write_manifest
 from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
 from tunix_lab.lab.outputs import ModelFolder, find_model
 from tunix_lab.lab.preflight import check_places
@@ -86,7 +88,8 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
     with Journal.open(run_dir) as journal:
         described = {key: str(value) for key, value in dataclasses.asdict(evaluation).items() if value is not None}
         text = "".join(f"{key}: {value}\n" for key, value in described.items())
-        write_manifest(run_dir, _manifest(run_id, evaluation, found, described, home), text, text)
+        git = git_state(home)
+        write_manifest(run_dir, _manifest(run_id, evaluation, found, described, home, git), text, text, git)
         follower = start_follower(run_dir, tracking_uri(settings, home)) if settings.replicates else None
         metrics: dict[str, float] = {}
         if evaluation.prompts is not None:
@@ -142,8 +145,9 @@ def _share_positive(difference: np.ndarray) -> float:
     return float(np.mean(np.where(difference == 0, 0.5, difference > 0)))
 
 
-def _manifest(run_id: str, evaluation: Evaluation, found: ModelFolder, described: dict[str, str], home: Path) -> dict[str, Any]:
-    git = git_state(home)
+def _manifest(
+    run_id: str, evaluation: Evaluation, found: ModelFolder, described: dict[str, str], home: Path, git: GitState
+) -> dict[str, Any]:
     files = {"prompts": evaluation.prompts, "pairs": evaluation.pairs}
     datasets = [
         {
@@ -168,14 +172,8 @@ def _manifest(run_id: str, evaluation: Evaluation, found: ModelFolder, described
         "higher_is_better": True,
         "seed": 0,
         "params": described,
-        "tags": {
-            "lab.git.dirty": str(git["dirty"]).lower(),
-            **_model_tags(evaluation, found, home),
-            **git_tags(git),
-            **stage_tags(),
-        },
+        "tags": {**git.tags(), **_model_tags(evaluation, found, home), **stage_tags()},
         "datasets": datasets,
-        "git": git,
         **environment(),
     }
 

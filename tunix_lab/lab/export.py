@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from tunix_lab.errors import Mismatch, UserError
 from tunix_lab.lab import export_proof
+from tunix_lab.lab.environment import environment
 from tunix_lab.lab.export_source import GENERATION, Source, read_source
 from tunix_lab.lab.jsonl import open_for_append, to_line
 from tunix_lab.lab.lineage_records import EXPORTS
-from tunix_lab.lab.manifest import environment
 from tunix_lab.lab.outputs import copy_licences
 from tunix_lab.lab.versioning import dvc_digest
 from tunix_lab.models.catalog import load_model, save_model

@@ -22,6 +22,7 @@ from typing import IO, Any, Literal, Self
 from tunix_lab.errors import EnvironmentProblem
 from tunix_lab.lab.fingerprints import Fingerprint, to_record
 from tunix_lab.lab.jsonl import open_for_append, strict, to_line, write_atomically
+from tunix_lab.lab.redaction import Redactor
 from tunix_lab.lab.run_state import (
     EVENTS,
     FINGERPRINTS,
@@ -185,6 +186,7 @@ class Journal:
         """Says how the run ended and makes everything durable. Lines may still follow until `close`."""
         if status not in ("finished", "failed", "killed"):
             raise ValueError(f"a run ends as finished, failed or killed, not as {status!r}")
+        message = None if message is None else Redactor.of_process().text(message)  # an error may quote an address or a token
         self.event("finish", status=status, message=message)
         with self._mutex:
             self._status, self._message = status, message

@@ -2,41 +2,26 @@
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
-import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from tunix_lab.data.tokenizer import Tokenizer
+from tunix_lab.lab.environment import env_lock, environment, lock_file_digests
+from tunix_lab.lab.git_state import GitState
 from tunix_lab.lab.journal import write_atomically
-from tunix_lab.lab.origin import base_identity, teacher_identity
-from tunix_lab.lab.sources import data_digests, data_tags, described
+from tunix_lab.lab.origin import base_identity, base_name, teacher_identity, teacher_name
+from tunix_lab.lab.redaction import Redactor
+from tunix_lab.lab.run_state import BUNDLE, ENV_LOCK, MANIFEST, PATCH
+from tunix_lab.lab.sources import SPLITS, data_digests, data_files, data_tags, described
+from tunix_lab.lab.untracked import bundle_untracked
 from tunix_lab.lab.versioning import dvc_digest, stage_tags
 from tunix_lab.spec import ExperimentSpec, flatten, group_hash, resume_hash, spec_hash
 from tunix_lab.spec.algorithm import Distill, Teacher
 from tunix_lab.spec.model import HubInit, Init
+from tunix_lab.spec.references import locate
 
-_PACKAGES = (
-    "tunix_lab",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "qwix",
-    "grain",
-    "numpy",
-    "tokenizers",
-    "mlflow",
-    "dvc",
-)
 _MAX_PARAMS = 60
-# Written by a run itself, or by DVC around it: they do not make the code another.
-_NOT_CODE = (":!dvc.lock", ":!outputs", ":!runs", ":!data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +64,14 @@ def make_manifest(
     run_id: str,
     parent_run_id: str | None,
     rows: dict[str, int],
-    devices: str,
+    hardware: dict[str, Any],
+    git: GitState,
+    command: dict[str, Any],
+    chat_template: str | None,
     out: str,
     trial: str | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a training run, as `lab.mlflow_sync` reads it.
+    """The manifest of a training run, as `lab.mlflow_sync` and `lab.reproduce` read it.
 
     Args:
       spec: the experiment.
@@ -92,21 +80,22 @@ def make_manifest(
       run_id: of this run.
       parent_run_id: run that made the starting weights.
       rows: number of rows by the same keys as `inputs.data`.
-      devices: number and kind, for people.
+      hardware: see `devices.hardware`.
+      git: of the project.
+      command: see `environment.command_line`.
+      chat_template: hash of its text.
       out: folder of the outputs, relative to the project where it lies in it.
       trial: `<sweep id>/<number>`; None for a run that is no trial of a sweep.
     """
-    git = git_state(home)
     tags = {
         "lab.spec_hash": spec_hash(spec),
         "lab.group": group_hash(spec)[:12],
         "lab.identity": inputs.identity(spec),
-        "lab.git.dirty": str(git["dirty"]).lower(),
         "lab.seed": str(spec.seed),
-        "lab.devices": devices,
+        "lab.devices": f"{hardware['device_count']} x {hardware['device_kind']}",
         **_origin_tags(spec, inputs),
         **data_tags(spec, home, inputs.data),
-        **git_tags(git),
+        **git.tags(),
         **stage_tags(),
         **({} if trial is None else {"lab.trial": trial}),
         **spec.tracking.tags,
@@ -130,9 +119,38 @@ def make_manifest(
         "params": _searchable(flatten(spec)),
         "tags": tags,
         "datasets": described(spec, home, inputs.data, rows),
-        "git": git,
+        "input_files": input_files(spec, home, inputs),
+        "chat_template": chat_template,
+        "command": command,
+        "hardware": hardware,
+        "lock_files": lock_file_digests(home),
         **environment(),
     }
+
+
+def input_files(spec: ExperimentSpec, home: Path, inputs: Inputs) -> list[dict[str, Any]]:
+    """Every file and folder that a run reads, with its hash; `path` is None for what the hub keeps or another entry holds."""
+    files = [file for split in SPLITS for file in data_files(spec, home, split)]
+    entries = [_entry(f"data {file.key}", file.name, inputs.data[file.key], file.is_of_the_project) for file in files]
+    entries.append(_entry("tokenizer", spec.tokenizer.path, inputs.tokenizer, spec.tokenizer.path is not None))
+    for role, (name, commit), identity in (
+        ("base", base_name(spec, home), inputs.base),
+        ("teacher", teacher_name(spec, home), inputs.teacher),
+    ):
+        if identity is not None:
+            entries.append(_entry(role, name, identity, commit is None))
+    if spec.samples is not None and spec.samples.prompts is not None:
+        entries.append(_entry("prompts", spec.samples.prompts, dvc_digest(home / spec.samples.prompts), True))
+    if spec.samples is not None and spec.samples.scorer is not None:
+        file = locate(spec.samples.scorer, home)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+        # Code comes with git or with the package; its hash is to compare.
+        entries.append(_entry("scorer", spec.samples.scorer, digest, False))
+    return entries
+
+
+def _entry(role: str, name: str | None, digest: str | None, in_project: bool) -> dict[str, Any]:
+    return {"role": role, "name": name, "path": name if in_project else None, "digest": digest}
 
 
 def _origin_tags(spec: ExperimentSpec, inputs: Inputs) -> dict[str, str]:
@@ -155,54 +173,50 @@ def _searchable(values: dict[str, Any]) -> dict[str, Any]:
     return dict(list(kept.items())[:_MAX_PARAMS])
 
 
-def environment() -> dict[str, Any]:
-    """Versions, platform and the settings that change numbers."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {
-        "versions": versions | {"python": platform.python_version()},
-        "platform": platform.platform(),
-        "environment": {name: os.environ[name] for name in sorted(os.environ) if name == "XLA_FLAGS" or name.startswith("JAX_")},
-    }
+def write_manifest(
+    run_dir: Path, manifest: dict[str, Any], spec_text: str, resolved: str, git: GitState, redactor: Redactor | None = None
+) -> None:
+    """Writes manifest.json, and beside it both forms of the spec, the versions, and how the code differs from its commit.
 
+    Nothing that looks like a secret is written: it is replaced, or the file is left out, and the manifest says which.
 
-def git_state(home: Path) -> dict[str, Any]:
-    """Commit, branch, remote (without credentials) and the difference of the working tree; empty where there is no git."""
-    commit = _git(home, "rev-parse", "HEAD")
-    if commit is None:
-        return {"commit": None, "branch": None, "remote": None, "dirty": False, "diff": ""}
-    diff = _git(home, "diff", "HEAD", "--", ".", *_NOT_CODE) or ""
-    untracked = _git(home, "ls-files", "--others", "--exclude-standard", "--", ".", *_NOT_CODE) or ""
-    remote = _git(home, "remote", "get-url", "origin")
-    return {
-        "commit": commit,
-        "branch": _git(home, "rev-parse", "--abbrev-ref", "HEAD"),
-        "remote": re.sub(r"//[^/@]+@", "//", remote) if remote else None,
-        "dirty": bool(diff or untracked),
-        "diff": diff,
-        "untracked": untracked.splitlines(),
-    }
-
-
-def git_tags(git: dict[str, Any]) -> dict[str, str]:
-    """The tags by which trackers know a commit."""
-    named = {"mlflow.source.git.commit": git["commit"], "mlflow.source.git.branch": git["branch"]}
-    return {name: value for name, value in named.items() if value}
-
-
-def _git(home: Path, *arguments: str) -> str | None:
-    done = subprocess.run(["git", "-C", str(home), *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def write_manifest(run_dir: Path, manifest: dict[str, Any], spec_text: str, resolved: str) -> None:
-    """Writes manifest.json, spec.yaml, resolved.yaml and, for a dirty tree, dirty.patch."""
+    Args:
+      run_dir: receives the files.
+      manifest: see `make_manifest`.
+      spec_text: the spec as it was given.
+      resolved: the same with all values.
+      git: of the project.
+      redactor: finds secrets; None takes one that knows those of this process's environment.
+    """
+    redactor = Redactor.of_process() if redactor is None else redactor
     run_dir.mkdir(parents=True, exist_ok=True)
-    diff = manifest["git"].pop("diff", "")
-    if diff:
-        (run_dir / "dirty.patch").write_text(diff + "\n")
-    (run_dir / "spec.yaml").write_text(spec_text)
-    (run_dir / "resolved.yaml").write_text(resolved)
-    write_atomically(run_dir / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    raw = {"spec.yaml": spec_text.encode(), "resolved.yaml": resolved.encode(), ENV_LOCK: env_lock().encode()}
+    raw |= {PATCH: git.patch} if git.patch else {}
+    files = {name: redactor.data(content) for name, content in raw.items()}
+    redacted = [name for name in raw if files[name] != raw[name]]
+    untracked = None if git.top is None else bundle_untracked(git.top, git.untracked, redactor)
+    if untracked is not None and untracked.bundle is not None:
+        files[BUNDLE] = untracked.bundle
+    left_out = [*git.left_out, *([] if untracked is None else untracked.left_out)]
+    manifest = redactor.tree(manifest) | {
+        "git": redactor.tree(
+            {
+                "commit": git.commit,
+                "branch": git.branch,
+                "remote": git.remote,
+                "prefix": git.prefix,
+                "dirty": git.dirty,
+                "untracked": [] if untracked is None else untracked.files,
+                "untracked_more": 0 if untracked is None else untracked.more,
+                "left_out": [{"path": path, "reason": reason} for path, reason in left_out],
+            }
+        ),
+        "redacted": redacted,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())},
+    }
+    for name, content in files.items():
+        (run_dir / name).write_bytes(content)
+    write_atomically(run_dir / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
 
 def digest_inputs(

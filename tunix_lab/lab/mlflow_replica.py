@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunix_lab.lab.journal import RunState
+from tunix_lab.lab.mlflow_artifacts import ARTIFACTS, LAST_ARTIFACTS, SAMPLES
 from tunix_lab.lab.mlflow_checkpoints import find_checkpoint, log_checkpoint, remove_twin_checkpoints
 from tunix_lab.lab.mlflow_cursor import Cursor, nested_under, new_values, save_cursor
 from tunix_lab.lab.mlflow_inputs import DIGEST_LIMIT, dataset_inputs, log_base, origin_tags, output_tags, param_text
@@ -23,18 +24,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 BATCH = 900  # MLflow takes 1,000 metrics a request; a journal line has fewer than a hundred
-SAMPLES = "samples/latest.json"
-# folder in the artifact store by file of the run directory
-_ARTIFACTS = {"spec.yaml": "spec", "resolved.yaml": "spec", "manifest.json": None, SAMPLES: "samples"}
-_LAST_ARTIFACTS = {
-    "samples/history.jsonl": "samples",
-    "metrics.json": None,
-    "report.md": None,
-    "report.html": None,
-    "sweep.csv": None,
-    "sweep.json": None,
-    "sweep.png": None,
-}
 _MLFLOW_STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -79,10 +68,10 @@ class Replica:
         known = (self.run_dir / METRICS).stat().st_size if self.state.attempt else 0
         self._checkpoints()  # a line's checkpoint is journaled before it, so every line up to `known` finds its model
         self._metrics(known)
-        self._artifacts(_ARTIFACTS)
+        self._artifacts(ARTIFACTS)
         self._nest()
         if self.state.status != "running":
-            self._artifacts(_LAST_ARTIFACTS)
+            self._artifacts(LAST_ARTIFACTS)
             self._base()
             self._end()
 
@@ -248,9 +237,8 @@ class Replica:
         """Uploads the files that are new or changed since the last pass."""
         for name, folder in artifacts.items():
             path = self.run_dir / name
-            if not path.exists():
+            if not path.exists() or not (stat := path.stat()).st_size:
                 continue
-            stat = path.stat()
             signature = f"{stat.st_size} {stat.st_mtime_ns}"
             if self.cursor.artifacts.get(name) == signature:
                 continue

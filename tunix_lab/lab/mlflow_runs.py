@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunix_lab.errors import EnvironmentProblem
 from tunix_lab.lab.mlflow_checkpoints import short_name
-from tunix_lab.lab.mlflow_store import Store, all_pages
+from tunix_lab.lab.mlflow_store import Store, all_pages, impatient_requests, open_store, parse_store
 from tunix_lab.lab.run_state import RunState
 
 if TYPE_CHECKING:
@@ -43,6 +43,22 @@ def _replicas(client: "MlflowClient", run_id: str) -> "list[Run]":
 def _is_described(run: "Run") -> bool:
     """Whether more than the run's creation was replicated."""
     return "lab.attempt" in run.data.tags
+
+
+def tag_run(tracking_uri: str, run_id: str, tags: Mapping[str, str]) -> bool:
+    """Sets tags on the MLflow run that replicates our run `run_id`; whether there is one, and the store answered."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    with impatient_requests():
+        try:
+            client = open_store(parse_store(tracking_uri))
+            run = find_run(client, run_id)
+            for name, value in tags.items() if run is not None else ():
+                client.set_tag(run.info.run_id, name, value)
+        except (MlflowException, requests.RequestException, OSError):
+            return False
+    return run is not None
 
 
 def create_run(client: "MlflowClient", store: Store, manifest: Mapping[str, Any], state: RunState) -> "Run":

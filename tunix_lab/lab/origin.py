@@ -47,7 +47,16 @@ def tokenizer_folder(spec: ExperimentSpec, home: Path) -> Path:
 
 def base_name(spec: ExperimentSpec, home: Path) -> tuple[str | None, str | None]:
     """What the starting weights are called: (repository, commit) of the hub, or (folder in the project, None); None: random."""
-    match spec.model.init:
+    return _name(spec.model.init, home)
+
+
+def teacher_name(spec: ExperimentSpec, home: Path) -> tuple[str | None, str | None]:
+    """What the teacher's weights are called, likewise; None where there is no teacher."""
+    return _name(spec.algorithm.teacher, home) if isinstance(spec.algorithm, Distill) else (None, None)
+
+
+def _name(source: Init | Teacher, home: Path) -> tuple[str | None, str | None]:
+    match source:
         case RandomInit():
             return None, None
         case ExperimentInit(name=name):

@@ -18,6 +18,9 @@ FINGERPRINTS = "journal/fingerprints.jsonl"
 STATE = "state.json"
 LOCK = "LOCK"
 MANIFEST = "manifest.json"
+PATCH = "dirty.patch"
+BUNDLE = "untracked.tar.gz"
+ENV_LOCK = "env.lock"
 
 RunStatus = Literal["running", "finished", "failed", "killed"]
 

@@ -11,12 +11,16 @@ from flax import nnx
 
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.lab import build, origin
+from tunix_lab.lab.devices import hardware
+from tunix_lab.lab.environment import command_line
+from tunix_lab.lab.git_state import git_state
 from tunix_lab.lab.journal import Journal, new_run_id, read_events, read_manifest
 from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_manifest
 from tunix_lab.lab.mlflow_sync import follower_problem, start_follower, wait_follower
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
 from tunix_lab.lab.preflight import check_places
+from tunix_lab.lab.redaction import Redactor
 from tunix_lab.lab.report import write_report_at_end
 from tunix_lab.lab.resume import interrupted_run, require_same
 from tunix_lab.lab.run_hooks import RunHooks
@@ -101,6 +105,7 @@ def run(
     out = out or run_dir
     with Journal.open(run_dir) as journal:
         if not (run_dir / MANIFEST).is_file():
+            git = git_state(home)
             manifest = make_manifest(
                 spec,
                 inputs,
@@ -108,11 +113,14 @@ def run(
                 run_id=run_id,
                 parent_run_id=_parent(base_folder),
                 rows={part.file.key: len(part.rows) for split in (data.train, data.validation) for part in split.parts},
-                devices=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                hardware=hardware(),
+                git=git,
+                command=command_line(Redactor.of_process()),
+                chat_template=tokenizer.template_digest,
                 out=_relative(out, home),
                 trial=settings.trial,
             )
-            write_manifest(run_dir, manifest, loaded.source_text, resolved_yaml(spec))
+            write_manifest(run_dir, manifest, loaded.source_text, resolved_yaml(spec), git)
         told = {event["source"] for event in read_events(run_dir) if event["kind"] == "ledger"}
         for part in (*data.train.parts, *data.validation.parts):
             if part.file.key not in told:  # an attempt may have been killed in between

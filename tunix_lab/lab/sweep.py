@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tunix_lab.errors import UserError
+from tunix_lab.lab.environment import environment
+from tunix_lab.lab.git_state import GitState, git_state
 from tunix_lab.lab.journal import find_run, list_runs, new_run_id, read_manifest
 from tunix_lab.lab.jsonl import write_atomically
-from tunix_lab.lab.manifest import environment, git_state, git_tags, write_manifest
+from tunix_lab.lab.manifest import write_manifest
 from tunix_lab.lab.preflight import check_places
 from tunix_lab.lab.sweep_queue import Queue
 from tunix_lab.lab.sweep_results import Ranking
@@ -157,13 +159,14 @@ def _make(loaded: LoadedSpec, overrides: Sequence[str], space: Space, home: Path
     sweep_dir = home / "runs" / sweep_id
     sweep_dir.mkdir(parents=True)
     Plan(loaded.spec.name, str(loaded.path), tuple(overrides), space, ranking).write(sweep_dir)
-    manifest = _manifest(sweep_id, loaded, space, home)
-    write_manifest(sweep_dir, manifest, loaded.source_text, resolved_yaml(loaded.spec))
+    git = git_state(home)
+    manifest = _manifest(sweep_id, loaded, space, git)
+    write_manifest(sweep_dir, manifest, loaded.source_text, resolved_yaml(loaded.spec), git)
     return sweep_dir
 
 
-def _manifest(sweep_id: str, loaded: LoadedSpec, space: Space, home: Path) -> dict[str, Any]:
-    spec, git = loaded.spec, git_state(home)
+def _manifest(sweep_id: str, loaded: LoadedSpec, space: Space, git: GitState) -> dict[str, Any]:
+    spec = loaded.spec
     fields = {field.strip(): values.strip() for field, _, values in (axis.partition("=") for axis in space.axes)}
     title = f"Sweep of {spec.name} over {', '.join(fields) or 'the seed'}."
     return {
@@ -179,9 +182,8 @@ def _manifest(sweep_id: str, loaded: LoadedSpec, space: Space, home: Path) -> di
         "seed": spec.seed,
         "identity": _identity(loaded, space),
         "params": {"sweep.method": space.method, "sweep.seeds": space.seeds} | {f"sweep.{k}": v for k, v in fields.items()},
-        "tags": {"lab.git.dirty": str(git["dirty"]).lower(), **git_tags(git), **stage_tags(), **spec.tracking.tags},
+        "tags": {**git.tags(), **stage_tags(), **spec.tracking.tags},
         "datasets": [],
-        "git": git,
         **environment(),
     }
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from tunix_lab.lab.headline import duration, higher_is_better, number
+from tunix_lab.lab.run_state import BUNDLE, PATCH
 from tunix_lab.lab.run_view import Curve, RunView
 
 _WORSE_BY = 0.02  # of the best value: less is noise
@@ -33,8 +34,12 @@ def warnings(view: RunView) -> list[str]:
         found.append(f"It was started {attempts} times; see Attempts.")
     git = view.manifest.get("git") or {}
     if git.get("dirty"):
-        patch = ["a difference, kept in dirty.patch"] if (view.state.run_dir / "dirty.patch").is_file() else []
-        new = [f"{len(git['untracked'])} new files, not kept"] if git.get("untracked") else []
+        patch = [f"a difference, kept in {PATCH}"] if (view.state.run_dir / PATCH).is_file() else []
+        entries = git.get("untracked", [])
+        kept = sum(isinstance(entry, dict) and entry["bundled"] for entry in entries)  # older records have names only
+        lost = len(entries) - kept + len(git.get("left_out", []))
+        new = [f"{kept} new in {BUNDLE}"] if kept else []
+        new += [f"{lost} not kept"] if lost else []
         found.append(f"The code was not all committed: {' and '.join([*patch, *new]) or 'what differed is unknown'}.")
     elif view.manifest and not git.get("commit"):
         found.append("The code was in no git repository, so nothing tells its version.")
