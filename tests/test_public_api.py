@@ -146,7 +146,13 @@ TRAINING = {
     "pbar_description": "Training",
 }
 # What this library adds; the documented fields keep their names, order and defaults.
-TRAINING_MORE = {"master_dtype": "float32", "scan_layers": False, "remat": "none"}
+TRAINING_MORE = {
+    "master_dtype": "float32",
+    "scan_layers": False,
+    "remat": "none",
+    "skip_nonfinite": False,
+    "fingerprint_every_n_steps": None,
+}
 DPO_MORE = {"precompute_reference": False}
 DPO = {
     "algorithm": "dpo",

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from conftest import manifest
+from hand_made import manifest
 from ruamel.yaml import YAML
 
 from tunix_lab.lab.journal import Journal

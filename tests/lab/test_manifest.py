@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import manifest
+from hand_made import manifest
 
 from tunix_lab.lab import untracked
 from tunix_lab.lab.environment import command_line, cpu_model, env_lock, environment, installed, lock_file_digests, read_env_lock

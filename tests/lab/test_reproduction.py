@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import manifest
+from hand_made import manifest
 from test_manifest import NOTHING, commit, git, repository
 
 from tunix_lab.errors import EnvironmentProblem, Mismatch, UserError
