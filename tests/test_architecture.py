@@ -81,7 +81,7 @@ MAY_ACT_ON_IMPORT = {
 }
 # What a module may import inside functions, since it runs in a process of its own where they do: (packages, why).
 OUTSIDE = {
-    "tunix_lab.lab.outside_check": (
+    "tunix_lab.lab.export.outside_check": (
         {"torch", "transformers", "peft", "safetensors", "numpy"},
         "looks at an export as others do; it is started as a script, maybe by another environment's Python",
     )
@@ -272,7 +272,7 @@ def test_mlflow_is_imported_by_its_own_modules_only():
         for _, imported, _ in imports(ast.parse(path.read_text("utf-8")))
         if imported.partition(".")[0] == "mlflow"
     }
-    assert {module for module in users if not module.startswith("tunix_lab.lab.mlflow_")} == {"tunix_lab.sft.metrics_backends"}
+    assert {module for module in users if not module.startswith("tunix_lab.lab.tracking.")} == {"tunix_lab.sft.metrics_backends"}
 
 
 # ---- the checker checked -------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_mlflow_is_imported_by_its_own_modules_only():
         ("tunix_lab.tasks.new", "from tunix_lab.data.rows import Row"),
         ("tunix_lab.spec.new", "from tunix_lab.models.decoder import Decoder"),
         ("tunix_lab.spec.new", "import jax"),
-        ("tunix_lab.sft.new", "from tunix_lab.lab.journal import Journal"),
+        ("tunix_lab.sft.new", "from tunix_lab.lab.record.journal import Journal"),
         ("tunix_lab.sft.new", "from tunix_lab.spec import ExperimentSpec"),
         ("tunix_lab.sft.new", "import mlflow"),
         ("tunix_lab.rl.new", "from tunix_lab.distillation import strategies"),
@@ -308,7 +308,7 @@ def test_mlflow_is_imported_by_its_own_modules_only():
         ("tunix_lab.sft.new", "from tunix_lab.distillation.strategies import LogitStrategy"),
         ("tunix_lab.lab.new", "import mlflow"),
         ("tunix_lab.lab.new", "from tunix_lab.cli.main import app"),
-        ("tunix_lab.cli.new", "from tunix_lab.lab.journal import Journal"),
+        ("tunix_lab.cli.new", "from tunix_lab.lab.record.journal import Journal"),
         ("tunix_lab.cli.new", "def f():\n    from tunix_lab.sft.peft_trainer import PeftTrainer"),
         ("tunix_lab.cli.new", "def f():\n    import jax"),
         ("tunix_lab.sft", "from tunix_lab.sft.peft_trainer import PeftTrainer"),
@@ -316,8 +316,8 @@ def test_mlflow_is_imported_by_its_own_modules_only():
         ("tunix_lab.lab.new", "import pickle"),
         ("tunix_lab.lab.new", "def f():\n    import torch"),
         ("tunix_lab.lab.new", "from matplotlib.figure import Figure"),
-        ("tunix_lab.lab.outside_check", "import torch"),
-        ("tunix_lab.lab.outside_check", "def f():\n    import tensorflow"),
+        ("tunix_lab.lab.export.outside_check", "import torch"),
+        ("tunix_lab.lab.export.outside_check", "def f():\n    import tensorflow"),
         ("tunix_lab.lab.new", "def f(x):\n    return hasattr(x, 'y')"),
         ("tunix_lab.lab.new", "def f(x):\n    return getattr(x, 'y', None)"),
         ("tunix_lab.lab.new", "try:\n    import jax\nexcept ImportError:\n    pass"),
@@ -338,7 +338,7 @@ def test_a_fault_is_seen(module, line):
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("tunix_lab.cli.new", "def f():\n    from tunix_lab.lab.journal import Journal"),
+        ("tunix_lab.cli.new", "def f():\n    from tunix_lab.lab.record.journal import Journal"),
         ("tunix_lab.cli.new", "from tunix_lab.spec import load"),
         ("tunix_lab.spec.new", "from tunix_lab.sft.config import DpoKnobs"),
         ("tunix_lab.spec.new", "from tunix_lab.distillation.config import LogitKnobs"),
@@ -349,7 +349,7 @@ def test_a_fault_is_seen(module, line):
         ("tunix_lab.data.new", "def f():\n    import grain"),
         ("tunix_lab.models.new", "def f():\n    import huggingface_hub"),
         ("tunix_lab.lab.new", "from tunix_lab.lab import build"),
-        ("tunix_lab.lab.outside_check", "def f():\n    import torch"),
+        ("tunix_lab.lab.export.outside_check", "def f():\n    import torch"),
         ("tunix_lab.lab.new", "TABLE = {'a': 1}\ndef f():\n    TABLE = {}\n    TABLE['b'] = 2"),
     ],
 )
@@ -368,8 +368,8 @@ _TRACKING = {"mlflow", "dvc", "sqlalchemy"}
 _HEAVY = _TRAINING | _TRACKING | {"grain", "tokenizers", "transformers", "huggingface_hub", "torch", "pandas"}
 _CONFIGS = "; ".join(f"import {module}" for module in MODULES if room_of(module) == "config")
 _DATA = "; ".join(f"import {module}" for module in MODULES if room_of(module) in ("data", "tasks"))
-_PAGES = "import tunix_lab.lab.compare, tunix_lab.lab.compare_page, tunix_lab.lab.report"
-_JOURNAL = "import tunix_lab.lab.journal, tunix_lab.lab.mlflow_sync"
+_PAGES = "import tunix_lab.lab.pages.compare, tunix_lab.lab.pages.compare_page, tunix_lab.lab.pages.report"
+_JOURNAL = "import tunix_lab.lab.record.journal, tunix_lab.lab.tracking.sync"
 
 
 @pytest.mark.parametrize(
@@ -384,9 +384,9 @@ _JOURNAL = "import tunix_lab.lab.journal, tunix_lab.lab.mlflow_sync"
         (_JOURNAL, _HEAVY | {"numpy"}),
         ("import tunix_lab.lab.runner", _TRACKING | {"transformers", "huggingface_hub", "torch", "pandas", "matplotlib"}),
         (_PAGES, _HEAVY | {"matplotlib"}),
-        ("import tunix_lab.lab.export", _TRACKING | {"transformers", "huggingface_hub", "torch", "peft", "pandas"}),
+        ("import tunix_lab.lab.export.export", _TRACKING | {"transformers", "huggingface_hub", "torch", "peft", "pandas"}),
         # The interpreter that runs it as a script may lack everything that this package needs.
-        ("import tunix_lab.lab.outside_check", _HEAVY | {"numpy", "pydantic"}),
+        ("import tunix_lab.lab.export.outside_check", _HEAVY | {"numpy", "pydantic"}),
     ],
     ids=["face", "cli", "spec", "load", "configs", "data", "journal", "runner", "pages", "export", "outside"],
 )

@@ -513,12 +513,12 @@ def test_other_errors_stay_what_they_are(bug):
 
 
 def test_what_was_there_stays_when_a_file_cannot_be_replaced(tmp_path):
-    from tunix_lab.lab.jsonl import write_atomically
+    from tunix_lab.lab.record.jsonl import write_atomically
 
     (tmp_path / "state.json").write_text("old")
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10)); from pathlib import Path\n"
-        "from tunix_lab.lab.jsonl import write_atomically\n"
+        "from tunix_lab.lab.record.jsonl import write_atomically\n"
         "try: write_atomically(Path(sys.argv[1]), b'x' * 100)\n"
         "except OSError as error: print(error.errno, error.filename)\n"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hand_made import manifest
 
-from tunix_lab.lab.journal import Journal
+from tunix_lab.lab.record.journal import Journal
 
 MakeRun = Callable[..., Path]
 Query = Callable[[str], list[tuple[Any, ...]]]
@@ -49,7 +49,7 @@ def train() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tunix_lab.lab.mlflow_store import open_store, parse_store
+    from tunix_lab.lab.tracking.store import open_store, parse_store
 
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     open_store(parse_store(f"sqlite:///{file}"))

@@ -8,7 +8,7 @@ from typing import Any
 from hand_made import manifest
 from ruamel.yaml import YAML
 
-from tunix_lab.lab.journal import Journal
+from tunix_lab.lab.record.journal import Journal
 from tunix_lab.lab.versioning import dvc_digest
 
 DATA = {

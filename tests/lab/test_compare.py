@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from tunix_lab.cli.compare import compare as command
 from tunix_lab.errors import UserError
-from tunix_lab.lab.compare import compare, mean
-from tunix_lab.lab.compare_page import cell_text, write_comparison
-from tunix_lab.lab.headline import duration, number, size
-from tunix_lab.lab.journal import Journal
-from tunix_lab.lab.run_view import read_run
+from tunix_lab.lab.pages.compare import compare, mean
+from tunix_lab.lab.pages.compare_page import cell_text, write_comparison
+from tunix_lab.lab.pages.headline import duration, number, size
+from tunix_lab.lab.pages.run_view import read_run
+from tunix_lab.lab.record.journal import Journal
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from tunix_lab.errors import UserError
 from tunix_lab.lab import sources
 from tunix_lab.lab.build import build_data
 from tunix_lab.lab.datasets import load_dataset
-from tunix_lab.lab.git_state import GitState
-from tunix_lab.lab.manifest import digest_inputs, make_manifest
+from tunix_lab.lab.record.git_state import GitState
+from tunix_lab.lab.record.manifest import digest_inputs, make_manifest
 from tunix_lab.lab.sources import data_files, project_paths
 from tunix_lab.lab.versioning import file_md5
 from tunix_lab.spec import ExperimentSpec

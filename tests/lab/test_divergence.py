@@ -6,7 +6,7 @@ import math
 import pytest
 
 from tunix_lab.lab.divergence import Gap, by_depth, first_divergence, same_number
-from tunix_lab.lab.fingerprints import Fingerprint
+from tunix_lab.lab.record.fingerprints import Fingerprint
 
 LAYERS = ("embedder", "final_norm", "layers.0", "layers.1", "layers.10", "layers.2")
 

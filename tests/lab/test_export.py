@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tunix_lab.cli.export import parse_size
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import Mismatch, UserError
-from tunix_lab.lab.export import RECEIPT, Export, export
+from tunix_lab.lab.export.export import RECEIPT, Export, export
 from tunix_lab.lab.outputs import write_adapter
 from tunix_lab.models.catalog import load_model, read_config
 from tunix_lab.sft.train_state import digest, flat_params

@@ -12,9 +12,9 @@ from export_models import PARITY, make_run, make_tokenizer, model_folder
 
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import Mismatch
-from tunix_lab.lab import export_checks
-from tunix_lab.lab.export import RECEIPT, Export, export
-from tunix_lab.lab.outside_check import look_from_outside
+from tunix_lab.lab.export import checks
+from tunix_lab.lab.export.export import RECEIPT, Export, export
+from tunix_lab.lab.export.outside_check import look_from_outside
 from tunix_lab.models.catalog import load_model
 
 ABSENT = [package for package in ("torch", "transformers", "peft") if importlib.util.find_spec(package) is None]
@@ -96,9 +96,9 @@ def test_every_look_can_fail(tokenizer, tmp_path):
     source = model_folder("qwen2_tied", tmp_path / "model", tokenizer)
     write_ids(source, tokenizer)
     model = load_model(source)
-    questions = export_checks.make_questions(model.config, tokenizer, sorted(tokenizer.stop_ids))
-    answers = export_checks.ask(model, questions)
-    chats = [dataclasses.asdict(chat) for chat in export_checks.render_chats(tokenizer)]
+    questions = checks.make_questions(model.config, tokenizer, sorted(tokenizer.stop_ids))
+    answers = checks.ask(model, questions)
+    chats = [dataclasses.asdict(chat) for chat in checks.render_chats(tokenizer)]
     right = dataclasses.asdict(questions) | {
         "greedy": answers.greedy,
         "new_tokens": 16,
@@ -106,7 +106,7 @@ def test_every_look_can_fail(tokenizer, tmp_path):
         "pad": 0,
         "chats": chats,
     }
-    right |= {"texts": {text: tokenizer.encode(text) for text in export_checks.TEXTS}}
+    right |= {"texts": {text: tokenizer.encode(text) for text in checks.TEXTS}}
 
     def failed(logits=answers.logits, **wrong) -> set[str]:
         seen = look_from_outside(sys.executable, source, None, right | wrong, logits)

@@ -12,12 +12,12 @@ import time
 import pytest
 
 from tunix_lab.errors import EnvironmentProblem, UserError
-from tunix_lab.lab.journal import Journal, find_run, list_runs, new_run_id, read_events, read_metrics, run_status
+from tunix_lab.lab.record.journal import Journal, find_run, list_runs, new_run_id, read_events, read_metrics, run_status
 from tunix_lab.lab.system_metrics import SystemMetrics
 
 WRITER = """
 import sys
-from tunix_lab.lab.journal import Journal
+from tunix_lab.lab.record.journal import Journal
 heavy = {"mlflow", "jax", "numpy", "dvc"} & set(sys.modules)
 assert not heavy, heavy
 journal = Journal.open(sys.argv[1])

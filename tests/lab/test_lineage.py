@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tunix_lab.cli.lineage import lineage
 from tunix_lab.errors import UserError
-from tunix_lab.lab.lineage import Graph, Node
+from tunix_lab.lab.lineage.graph import Graph, Node
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:::{package}") for package in ("mlflow", "alembic", "sqlalchemy")]
 REPOSITORY = Path(__file__).parents[2]
@@ -209,7 +209,7 @@ def test_exports(project, ask, tmp_path):
     assert answer["node"]["kind"] == "export" and "not hashed again" in answer["notes"][0]
     assert [branch["path"] for branch in answer["made_from"]] == ["outputs/dpo/final"]
     # The same where the run knows of it: then the content tells.
-    from tunix_lab.lab.export import _remember
+    from tunix_lab.lab.export.export import _remember
 
     _remember(project.home, folder, receipt | {"source": source})
     assert find(ask(IDS["dpo"])["used_by"], str(folder))["role"] == "exported"
@@ -237,7 +237,7 @@ def test_a_run_names_its_parent_when_all_else_is_gone(project, ask):
 
 
 def test_a_colleague_s_runs_come_from_the_tracking_store(project, ask, tracking_uri, monkeypatch, tmp_path):
-    from tunix_lab.lab.mlflow_sync import push
+    from tunix_lab.lab.tracking.sync import push
 
     for run_id in IDS.values():
         assert push(project.home / "runs" / run_id, tracking_uri).outcome == "complete"
@@ -263,7 +263,7 @@ def test_a_colleague_s_runs_come_from_the_tracking_store(project, ask, tracking_
 def test_mlflow_s_own_records_lead_from_data_to_checkpoint_to_run(project, tracking_uri):
     from mlflow import MlflowClient
 
-    from tunix_lab.lab.mlflow_sync import push
+    from tunix_lab.lab.tracking.sync import push
 
     uuids = {name: push(project.home / "runs" / run_id, tracking_uri).mlflow_run_id for name, run_id in IDS.items()}
     client = MlflowClient(tracking_uri)
@@ -346,6 +346,6 @@ def test_a_graph_tells_every_thing_once_and_ends_in_a_circle():
 
 
 def test_asking_imports_neither_mlflow_nor_jax_nor_dvc():
-    program = "import sys, tunix_lab.cli.lineage, tunix_lab.lab.lineage_query as q, pathlib; q.Lineage(pathlib.Path('.'))\n"
+    program = "import sys, tunix_lab.cli.lineage, tunix_lab.lab.lineage.query as q, pathlib; q.Lineage(pathlib.Path('.'))\n"
     program += "heavy = {'mlflow', 'jax', 'dvc', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -14,13 +14,21 @@ from pathlib import Path
 import pytest
 from hand_made import manifest
 
-from tunix_lab.lab import untracked
-from tunix_lab.lab.environment import command_line, cpu_model, env_lock, environment, installed, lock_file_digests, read_env_lock
-from tunix_lab.lab.git_state import GitState, git_state
-from tunix_lab.lab.journal import Journal
-from tunix_lab.lab.manifest import write_manifest
-from tunix_lab.lab.redaction import REDACTED, Redactor
-from tunix_lab.lab.untracked import bundle_untracked, unpack
+from tunix_lab.lab.record import untracked
+from tunix_lab.lab.record.environment import (
+    command_line,
+    cpu_model,
+    env_lock,
+    environment,
+    installed,
+    lock_file_digests,
+    read_env_lock,
+)
+from tunix_lab.lab.record.git_state import GitState, git_state
+from tunix_lab.lab.record.journal import Journal
+from tunix_lab.lab.record.manifest import write_manifest
+from tunix_lab.lab.record.redaction import REDACTED, Redactor
+from tunix_lab.lab.record.untracked import bundle_untracked, unpack
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:::{package}") for package in ("mlflow", "alembic", "sqlalchemy")]
 
@@ -262,7 +270,7 @@ def test_no_secret_reaches_the_run_directory(leaking, tmp_path):
 
 
 def test_no_secret_reaches_mlflow(leaking, tmp_path, tracking_uri, store_file):
-    from tunix_lab.lab.mlflow_sync import push
+    from tunix_lab.lab.tracking.sync import push
 
     run_dir = tmp_path / "runs/leaky-1"
     record(leaking, run_dir)

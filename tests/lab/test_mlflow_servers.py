@@ -14,9 +14,9 @@ import pytest
 from tunix_lab.cli.sync import sync
 from tunix_lab.cli.ui import ui
 from tunix_lab.errors import EnvironmentProblem
-from tunix_lab.lab.journal import Journal, read_metrics
-from tunix_lab.lab.mlflow_store import parse_store
-from tunix_lab.lab.mlflow_sync import follow, follower_problem, is_complete, push, start_follower
+from tunix_lab.lab.record.journal import Journal, read_metrics
+from tunix_lab.lab.tracking.store import parse_store
+from tunix_lab.lab.tracking.sync import follow, follower_problem, is_complete, push, start_follower
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:::{package}") for package in ("mlflow", "alembic", "sqlalchemy")]
 
@@ -158,7 +158,7 @@ class Late(QuietHandler):
 
 @pytest.mark.slow
 def test_what_a_server_makes_too_late_is_not_there_twice(make_run, query, store_file):
-    from tunix_lab.lab.ui import serve
+    from tunix_lab.lab.tracking.ui import serve
 
     run_dir, late = make_run(), []
     with serve(parse_store(f"sqlite:///{store_file}")) as base:
@@ -226,7 +226,7 @@ def test_a_bad_address_is_one_message_and_training_goes_on(make_run, kind, monke
 
 @pytest.mark.slow
 def test_a_server_that_fails_in_the_middle_ends_with_every_point_once(make_run, query, store_file, tmp_path):
-    from tunix_lab.lab.ui import serve
+    from tunix_lab.lab.tracking.ui import serve
 
     parent, run_dir = make_run(), make_run("dpo_nano-20261123-090000-beef", parent_run_id="dpo_nano-20261123-080000-3a61")
     for folder in (parent, run_dir):

@@ -11,15 +11,15 @@ import time
 import pytest
 
 from tunix_lab.errors import EnvironmentProblem
-from tunix_lab.lab.journal import Journal, run_status
-from tunix_lab.lab.mlflow_sync import is_complete, pending_points, push, start_follower, wait_follower
+from tunix_lab.lab.record.journal import Journal, run_status
+from tunix_lab.lab.tracking.sync import is_complete, pending_points, push, start_follower, wait_follower
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:::{package}") for package in ("mlflow", "alembic", "sqlalchemy")]
 
 POINTS = "SELECT key, step, value, is_nan FROM metrics WHERE key NOT LIKE 'system/%' ORDER BY key, step"
 TRAINER = """
 import sys, time
-from tunix_lab.lab.journal import Journal
+from tunix_lab.lab.record.journal import Journal
 journal = Journal.open(sys.argv[1])
 for step in range(1, 51):
     journal.metrics(step, {"train/loss": 1 / step})
@@ -235,7 +235,7 @@ def test_a_deleted_experiment_is_one_message(make_run, train, client, tracking_u
 
 
 def test_only_one_process_replicates_a_run(make_run, train, tracking_uri):
-    from tunix_lab.lab.mlflow_cursor import exclusive
+    from tunix_lab.lab.tracking.cursor import exclusive
 
     run_dir = make_run()
     train(run_dir)
@@ -270,7 +270,7 @@ def test_a_killed_pass_and_the_next_one_push_every_point_once(make_run, client, 
     with Journal.open(run_dir) as journal:
         for step in range(2000):
             journal.metrics(step, {f"train/m{i}": float(step) for i in range(10)})
-    command = [sys.executable, "-m", "tunix_lab.lab.mlflow_sync", str(run_dir), "--tracking-uri", tracking_uri]
+    command = [sys.executable, "-m", "tunix_lab.lab.tracking.sync", str(run_dir), "--tracking-uri", tracking_uri]
     with subprocess.Popen(command) as process:
         while process.poll() is None and query("SELECT count(*) FROM metrics")[0][0] < 3000:
             time.sleep(0.01)
@@ -307,7 +307,7 @@ def test_four_processes_share_a_store_that_does_not_exist_yet(make_run, train, t
     run_dirs = [make_run(f"dpo_nano-20261123-08000{i}-000{i}") for i in range(4)]
     for run_dir in run_dirs:
         train(run_dir)
-    command = [sys.executable, "-m", "tunix_lab.lab.mlflow_sync", "--tracking-uri", uri]
+    command = [sys.executable, "-m", "tunix_lab.lab.tracking.sync", "--tracking-uri", uri]
     processes = [subprocess.Popen([*command, str(run_dir)]) for run_dir in run_dirs]
     assert [process.wait(120) for process in processes] == [0, 0, 0, 0]
     assert all(is_complete(run_dir, uri) for run_dir in run_dirs)

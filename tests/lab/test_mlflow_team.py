@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import team_server
 
-from tunix_lab.lab.journal import read_events, read_manifest
-from tunix_lab.lab.mlflow_cursor import CURSOR
-from tunix_lab.lab.mlflow_sync import is_complete, push
-from tunix_lab.lab.run_state import read_metric_lines
+from tunix_lab.lab.record.journal import read_events, read_manifest
+from tunix_lab.lab.record.run_state import read_metric_lines
+from tunix_lab.lab.tracking.cursor import CURSOR
+from tunix_lab.lab.tracking.sync import is_complete, push
 
 REASON = team_server.why_not()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=REASON or "")]
@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=RE
 # A trainer without a model: what it journals, and the follower that it starts, are the real ones.
 WRITER = """
 import pathlib, sys, time
-from tunix_lab.lab.journal import Journal
-from tunix_lab.lab.mlflow_sync import start_follower
+from tunix_lab.lab.record.journal import Journal
+from tunix_lab.lab.tracking.sync import start_follower
 run_dir, stop, seed = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
 uri, ending = sys.argv[4:]
 step, journal = 0, Journal.open(run_dir)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tunix_lab.lab.mlflow_views import (
+from tunix_lab.lab.tracking.views import (
     TAG_LIMIT,
     experiment_tags,
     samples_url,

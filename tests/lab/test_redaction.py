@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunix_lab.lab.redaction import REDACTED, Redactor, is_key_file, is_secret_name
+from tunix_lab.lab.record.redaction import REDACTED, Redactor, is_key_file, is_secret_name
 
 LETTERS = "aB3dE5gH7jK9mN1pQ3sT5vX7zA2cF4hJ6lM8"
 # Joined here, so that no scanner takes this file for a leak.

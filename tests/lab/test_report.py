@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from tunix_lab.cli.report import report
 from tunix_lab.errors import UserError
-from tunix_lab.lab.journal import Journal
-from tunix_lab.lab.plots import Series, panel, to_svg
-from tunix_lab.lab.report import write_report, write_report_at_end
-from tunix_lab.lab.run_view import Curve, read_run
-from tunix_lab.lab.timings import read_timings
-from tunix_lab.lab.verdict import verdict, warnings
+from tunix_lab.lab.pages.plots import Series, panel, to_svg
+from tunix_lab.lab.pages.report import write_report, write_report_at_end
+from tunix_lab.lab.pages.run_view import Curve, read_run
+from tunix_lab.lab.pages.timings import read_timings
+from tunix_lab.lab.pages.verdict import verdict, warnings
+from tunix_lab.lab.record.journal import Journal
 
 EVIL = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>'
 T0 = 1_800_000_000_000
@@ -357,7 +357,7 @@ def test_the_command_writes_into_the_run_or_elsewhere(make_run, train, tmp_path,
 def test_a_page_needs_neither_jax_nor_mlflow(make_run, train):
     run_dir = make_run()
     train(run_dir)
-    program = "import sys, pathlib; from tunix_lab.lab.report import write_report\n"
+    program = "import sys, pathlib; from tunix_lab.lab.pages.report import write_report\n"
     program += f"write_report(pathlib.Path({str(run_dir)!r}), pathlib.Path({str(run_dir / 'x.html')!r}))\n"
     program += "heavy = {'mlflow', 'jax', 'dvc', 'pandas', 'matplotlib.pyplot'} & set(sys.modules); assert not heavy, heavy"
     subprocess.run([sys.executable, "-c", program], check=True)

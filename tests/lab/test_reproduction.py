@@ -13,18 +13,18 @@ from hand_made import manifest
 from test_manifest import NOTHING, commit, git, repository
 
 from tunix_lab.errors import EnvironmentProblem, Mismatch, UserError
-from tunix_lab.lab import untracked
 from tunix_lab.lab.divergence import Divergence, Gap, MetricGap
-from tunix_lab.lab.environment import environment
-from tunix_lab.lab.fetch_inputs import changed_inputs, fetch_inputs
-from tunix_lab.lab.git_state import git_state
-from tunix_lab.lab.manifest import write_manifest
-from tunix_lab.lab.recorded import Recorded, open_record
-from tunix_lab.lab.reproduce import _alone, _environment, _package, surroundings
-from tunix_lab.lab.reproduction import graded
+from tunix_lab.lab.record import untracked
+from tunix_lab.lab.record.environment import environment
+from tunix_lab.lab.record.git_state import git_state
+from tunix_lab.lab.record.manifest import write_manifest
+from tunix_lab.lab.reproduce.fetch_inputs import changed_inputs, fetch_inputs
+from tunix_lab.lab.reproduce.recorded import Recorded, open_record
+from tunix_lab.lab.reproduce.reproduce import _alone, _environment, _package, surroundings
+from tunix_lab.lab.reproduce.reproduction import graded
+from tunix_lab.lab.reproduce.worktree import Worktree, make_worktree, remove_worktree
 from tunix_lab.lab.run_diff import RunDiff
 from tunix_lab.lab.versioning import dvc_digest
-from tunix_lab.lab.worktree import Worktree, make_worktree, remove_worktree
 
 __all__ = ["repository"]  # a fixture
 

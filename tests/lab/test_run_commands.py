@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from tunix_lab.cli.runs import runs
 from tunix_lab.cli.sync import sync
 from tunix_lab.errors import EnvironmentProblem
-from tunix_lab.lab.journal import Journal
-from tunix_lab.lab.mlflow_sync import is_complete
+from tunix_lab.lab.record.journal import Journal
+from tunix_lab.lab.tracking.sync import is_complete
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:::{package}") for package in ("mlflow", "alembic", "sqlalchemy")]
 
@@ -84,7 +84,7 @@ def test_a_run_that_died_before_its_manifest_is_listed(invoke, tmp_path):
 
 
 def test_listing_runs_imports_neither_mlflow_nor_jax():
-    program = "import sys, tunix_lab.cli.runs, tunix_lab.cli.sync, tunix_lab.cli.ui, tunix_lab.lab.journal as journal\n"
+    program = "import sys, tunix_lab.cli.runs, tunix_lab.cli.sync, tunix_lab.cli.ui, tunix_lab.lab.record.journal as journal\n"
     program += "journal.list_runs('.'); heavy = {'mlflow', 'jax', 'dvc', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     subprocess.run([sys.executable, "-c", program], check=True)
 

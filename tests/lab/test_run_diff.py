@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tunix_lab.cli.main import app
-from tunix_lab.lab.fingerprints import Fingerprint
-from tunix_lab.lab.journal import Journal
+from tunix_lab.lab.record.fingerprints import Fingerprint
+from tunix_lab.lab.record.journal import Journal
 from tunix_lab.lab.run_diff import diff_runs, patched
 
 LAYERS = ("embedder", "layers.0", "layers.1", "final_norm")

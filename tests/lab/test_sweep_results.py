@@ -8,9 +8,9 @@ import math
 import pytest
 from rich.console import Console
 
-from tunix_lab.lab.sweep_queue import Entry, Outcome
-from tunix_lab.lab.sweep_results import Ranking, draw, ranked, setting_results, table, write_results
-from tunix_lab.lab.sweep_space import Choices, Range, Trial
+from tunix_lab.lab.sweeps.queue import Entry, Outcome
+from tunix_lab.lab.sweeps.results import Ranking, draw, ranked, setting_results, table, write_results
+from tunix_lab.lab.sweeps.space import Choices, Range, Trial
 
 LOSS, ACCURACY = Ranking("eval/loss", False), Ranking("eval/accuracy", True)
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tunix_lab.errors import UserError
-from tunix_lab.lab.sweep_space import Choices, Range, Space, Trial, split, trials_of
+from tunix_lab.lab.sweeps.space import Choices, Range, Space, Trial, split, trials_of
 
 
 def test_a_grid_is_every_combination_in_the_order_given():

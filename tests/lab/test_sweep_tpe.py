@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tunix_lab.lab.sweep_space import Space
-from tunix_lab.lab.sweep_tpe import Tried, suggest
+from tunix_lab.lab.sweeps.space import Space
+from tunix_lab.lab.sweeps.tpe import Tried, suggest
 
 optuna = pytest.importorskip("optuna", reason="pip install 'tunix_lab[sweep]'")
 
@@ -64,5 +64,5 @@ def test_whole_numbers_stay_whole():
 
 
 def test_importing_it_loads_no_optuna():
-    program = "import sys, tunix_lab.lab.sweep_tpe; assert 'optuna' not in sys.modules"
+    program = "import sys, tunix_lab.lab.sweeps.tpe; assert 'optuna' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -10,11 +10,11 @@ import time
 import pytest
 
 from tunix_lab.errors import Stopped, UserError
-from tunix_lab.lab.journal import read_events, read_metrics, run_status
-from tunix_lab.lab.sweep import Plan, find_sweep, prepare
-from tunix_lab.lab.sweep_queue import Queue
-from tunix_lab.lab.sweep_space import Space
-from tunix_lab.lab.sweep_worker import Worker
+from tunix_lab.lab.record.journal import read_events, read_metrics, run_status
+from tunix_lab.lab.sweeps.queue import Queue
+from tunix_lab.lab.sweeps.space import Space
+from tunix_lab.lab.sweeps.sweep import Plan, find_sweep, prepare
+from tunix_lab.lab.sweeps.worker import Worker
 from tunix_lab.spec import LabSettings, SpecError, load, spec_hash
 
 SPEC = """
@@ -71,7 +71,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from tunix_lab.errors import Stopped, UserError
-from tunix_lab.lab.sweep_worker import Worker
+from tunix_lab.lab.sweeps.worker import Worker
 from tunix_lab.spec import LabSettings
 
 home, sweep, script, jobs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])

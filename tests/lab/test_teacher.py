@@ -12,8 +12,8 @@ from tunix_lab.data.tokenizer_training import train_tokenizer
 from tunix_lab.distillation import strategies
 from tunix_lab.errors import UserError
 from tunix_lab.lab.build import _vocab_mapping, build_strategy, build_teacher
-from tunix_lab.lab.manifest import Inputs, _origin_tags
 from tunix_lab.lab.origin import teacher_folder, teacher_identity
+from tunix_lab.lab.record.manifest import Inputs, _origin_tags
 from tunix_lab.lab.versioning import dvc_digest
 from tunix_lab.models.catalog import save_model
 from tunix_lab.models.decoder import Decoder, init_decoder

@@ -12,8 +12,8 @@ import sys
 import psutil
 import pytest
 
-from tunix_lab.lab.journal import Journal
-from tunix_lab.lab.mlflow_sync import push
+from tunix_lab.lab.record.journal import Journal
+from tunix_lab.lab.tracking.sync import push
 
 pytestmark = [
     pytest.mark.slow,

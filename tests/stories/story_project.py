@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from tunix_lab.lab.journal import read_metrics
+from tunix_lab.lab.record.journal import read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from tunix_lab.cli.main import main; main()"]

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from story_project import CHAT, PAIRS, Project
 
-from tunix_lab.lab.journal import run_status
-from tunix_lab.lab.run_state import read_events
+from tunix_lab.lab.record.journal import run_status
+from tunix_lab.lab.record.run_state import read_events
 from tunix_lab.lab.same_run import compare, read_outcome
 
 pytestmark = pytest.mark.slow

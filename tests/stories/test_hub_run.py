@@ -9,7 +9,7 @@ from fake_hub import files_of, serve
 from flax import nnx
 from story_project import Project
 
-from tunix_lab.lab.journal import run_status
+from tunix_lab.lab.record.journal import run_status
 from tunix_lab.models.catalog import save_model
 from tunix_lab.sft.train_state import flat_params
 from tunix_lab.spec import load

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 from story_project import Project, metrics_of
 
-from tunix_lab.lab.journal import read_metrics, run_status
+from tunix_lab.lab.record.journal import read_metrics, run_status
 
 SHORT = ("--set", "training.max_steps=6", "--set", "optimizer.schedule.warmup_steps=2")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from story_project import CHAT, Project, metrics_of
 
-from tunix_lab.lab.fingerprints import read_fingerprints
-from tunix_lab.lab.journal import run_status
+from tunix_lab.lab.record.fingerprints import read_fingerprints
+from tunix_lab.lab.record.journal import run_status
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from story_project import Project, metrics_of
 
-from tunix_lab.lab.fingerprints import read_fingerprints
-from tunix_lab.lab.journal import read_events, run_status
+from tunix_lab.lab.record.fingerprints import read_fingerprints
+from tunix_lab.lab.record.journal import read_events, run_status
 from tunix_lab.lab.same_run import read_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file
 from story_project import PAIRS, Project, metrics_of
 
-from tunix_lab.lab.journal import read_metrics, run_status
+from tunix_lab.lab.record.journal import read_metrics, run_status
 
 
 def _points_in_mlflow(home: Path) -> list[tuple[str, int, float]]:

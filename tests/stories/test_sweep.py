@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 from story_project import Project
 
-from tunix_lab.lab.journal import read_manifest, run_status
+from tunix_lab.lab.record.journal import read_manifest, run_status
 
 pytestmark = pytest.mark.slow
 SMALL = (

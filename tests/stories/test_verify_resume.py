@@ -15,8 +15,8 @@ from story_project import PAIRS, Project
 
 from tunix_lab.data.pipeline import TrainBatches
 from tunix_lab.lab import build, run_hooks
-from tunix_lab.lab.journal import Journal
 from tunix_lab.lab.journal_logger import JournalLogger
+from tunix_lab.lab.record.journal import Journal
 from tunix_lab.lab.run_hooks import RunHooks
 from tunix_lab.lab.runner import run
 from tunix_lab.lab.same_run import compare, read_outcome

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tunix_lab.lab.compare import Cell, Column, Comparison, Difference
+    from tunix_lab.lab.pages.compare import Cell, Column, Comparison, Difference
 
 _SAMPLES = 3
 _ACROSS = 4  # columns that a terminal has room for; more runs become lines
@@ -36,19 +36,19 @@ def compare(
 ) -> None:
     """Compare runs: metrics, what they differ in, curves, and answers to the same prompts."""
     from tunix_lab.cli._project import open_project
-    from tunix_lab.lab.compare import compare as compare_runs
-    from tunix_lab.lab.compare import read_runs
+    from tunix_lab.lab.pages.compare import compare as compare_runs
+    from tunix_lab.lab.pages.compare import read_runs
 
     comparison = compare_runs(read_runs(open_project().home, run_ids), metrics=metrics, group=group)
     console = Console()
     if as_json:
-        from tunix_lab.lab.compare_json import to_json
+        from tunix_lab.lab.pages.compare_json import to_json
 
         typer.echo(json.dumps(to_json(comparison, samples), indent=1, allow_nan=False))
     else:
         _print(console, comparison, _SAMPLES if samples is None else samples)
     if out is not None:
-        from tunix_lab.lab.compare_page import SAMPLES, write_comparison
+        from tunix_lab.lab.pages.compare_page import SAMPLES, write_comparison
 
         page, *charts = write_comparison(comparison, out, metrics=tuple(metrics), samples=SAMPLES if samples is None else samples)
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"{page} and {len(charts)} PNG files", markup=False)
@@ -74,7 +74,7 @@ def _print(console: Console, comparison: "Comparison", samples: int) -> None:
 
 def _metrics(comparison: "Comparison") -> Table:
     """Metrics by run, or numbered runs by metric where there are too many to stand side by side."""
-    from tunix_lab.lab.headline import is_typical
+    from tunix_lab.lab.pages.headline import is_typical
 
     many = len(comparison.columns) > _ACROSS
     facts = [("status", "step", "time"), *(_facts(column) for column in comparison.columns)]
@@ -96,7 +96,7 @@ def _metrics(comparison: "Comparison") -> Table:
 
 def _shown(comparison: "Comparison") -> "dict[str, tuple[Cell | None, ...]]":
     """The metrics that there is room for."""
-    from tunix_lab.lab.headline import THROUGHPUT
+    from tunix_lab.lab.pages.headline import THROUGHPUT
 
     if len(comparison.columns) <= _ACROSS:
         return comparison.metrics
@@ -111,7 +111,7 @@ def _numbered(comparison: "Comparison") -> "enumerate[Column]":
 
 def _facts(column: "Column") -> tuple[str, str, str]:
     """Status, step and time; of a group what its runs have in common."""
-    from tunix_lab.lab.headline import duration, number
+    from tunix_lab.lab.pages.headline import duration, number
 
     statuses = dict.fromkeys(view.state.status for view in column.views)
     status = " ".join(f"[{_COLOURS[name]}]{name}[/]" for name in statuses)
@@ -121,7 +121,7 @@ def _facts(column: "Column") -> tuple[str, str, str]:
 
 
 def _cell(cell: "Cell | None", between: str) -> str:
-    from tunix_lab.lab.compare_page import cell_text
+    from tunix_lab.lab.pages.compare_page import cell_text
 
     last, best = cell_text(cell)
     value = f"[bold]{last}[/]" if cell is not None and cell.leads else last
@@ -139,7 +139,7 @@ def _differences(title: str, found: "tuple[Difference, ...]", comparison: "Compa
 
 
 def _print_answers(console: Console, comparison: "Comparison", samples: int) -> None:
-    from tunix_lab.lab.headline import number
+    from tunix_lab.lab.pages.headline import number
 
     differing = sum(answers.differ for answers in comparison.answers)
     console.print(f"\n[bold]Samples[/]: {differing} of {len(comparison.answers)} prompts are answered differently")

@@ -27,7 +27,7 @@ def diff(
     """Say what two runs have differently, and the first update, cause and layer in which they diverge."""
     from tunix_lab.cli._project import open_project
     from tunix_lab.errors import Mismatch
-    from tunix_lab.lab.journal import find_run
+    from tunix_lab.lab.record.journal import find_run
     from tunix_lab.lab.run_diff import diff_runs
 
     home = open_project().home

@@ -40,8 +40,8 @@ def export(
 ) -> None:
     """Export in the Hugging Face layout, read it back and prove that it is the same model."""
     size = parse_size(max_file_size)
-    from tunix_lab.lab.export import Export
-    from tunix_lab.lab.export import export as write
+    from tunix_lab.lab.export.export import Export
+    from tunix_lab.lab.export.export import export as write
     from tunix_lab.spec import find_home
 
     wanted = Export(model, to, str(python), format.value, None if dtype is None else dtype.value, size, overwrite)

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.tree import Tree
 
 if TYPE_CHECKING:
-    from tunix_lab.lab.lineage import Branch, Graph, Node
-    from tunix_lab.lab.lineage_query import Found
+    from tunix_lab.lab.lineage.graph import Branch, Graph, Node
+    from tunix_lab.lab.lineage.query import Found
 
 _SHORT = 8
 _WIDE = 240
@@ -29,13 +29,13 @@ def lineage(
     """Show which data, code, weights and runs made something, and what was made from it."""
     from tunix_lab.cli._project import open_project
     from tunix_lab.errors import Mismatch
-    from tunix_lab.lab.lineage_query import Lineage
+    from tunix_lab.lab.lineage.query import Lineage
 
     project = open_project()
     records = None
     if remote:
-        from tunix_lab.lab.mlflow_lineage import read_remote_runs
-        from tunix_lab.lab.mlflow_store import parse_store
+        from tunix_lab.lab.tracking.lineage import read_remote_runs
+        from tunix_lab.lab.tracking.store import parse_store
 
         records = read_remote_runs(parse_store(project.tracking_uri))
     answers = Lineage(project.home, records)

@@ -16,8 +16,8 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: verdict, curves, samples, spec, lineage, times, checkpoints."""
     from tunix_lab.cli._project import open_project
-    from tunix_lab.lab.journal import find_run
-    from tunix_lab.lab.report import REPORT, write_report
+    from tunix_lab.lab.pages.report import REPORT, write_report
+    from tunix_lab.lab.record.journal import find_run
 
     run_dir = find_run(open_project().home, run_id)
     file = out or run_dir / REPORT

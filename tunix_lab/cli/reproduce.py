@@ -17,8 +17,8 @@ def reproduce(
     from rich.console import Console
 
     from tunix_lab.errors import Mismatch
-    from tunix_lab.lab.reproduce import Options
-    from tunix_lab.lab.reproduce import reproduce as make_again
+    from tunix_lab.lab.reproduce.reproduce import Options
+    from tunix_lab.lab.reproduce.reproduce import reproduce as make_again
     from tunix_lab.spec.settings import LabSettings, find_home, tracking_uri
 
     settings = LabSettings()

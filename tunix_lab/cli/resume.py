@@ -12,8 +12,8 @@ def resume(run: Annotated[str, typer.Argument(help="Run id, or its beginning or 
     settings = LabSettings()
     home = find_home(settings)
 
+    from tunix_lab.lab.record.run_state import read_manifest
     from tunix_lab.lab.resume import run_to_resume
-    from tunix_lab.lab.run_state import read_manifest
     from tunix_lab.lab.runner import run as run_spec
     from tunix_lab.lab.summary import print_result
 

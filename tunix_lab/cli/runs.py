@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tunix_lab.lab.journal import RunState
+    from tunix_lab.lab.record.journal import RunState
 
 _SHOWN = 20
 _HEADLINES = ("eval/loss", "train/loss")
@@ -25,7 +25,7 @@ def runs(
 ) -> None:
     """List runs, newest first."""
     from tunix_lab.cli._project import open_project
-    from tunix_lab.lab.journal import list_runs
+    from tunix_lab.lab.record.journal import list_runs
 
     found = [_row(state) for state in list_runs(open_project().home)]
     if as_json:
@@ -48,7 +48,7 @@ def runs(
 def _row(state: "RunState") -> dict[str, Any]:
     """What is known about a run, as JSON values; a non-finite metric is null."""
     from tunix_lab.errors import UserError
-    from tunix_lab.lab.journal import read_manifest
+    from tunix_lab.lab.record.journal import read_manifest
 
     try:
         manifest = read_manifest(state.run_dir)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from tunix_lab.lab.sweep_space import Method, Space
+    from tunix_lab.lab.sweeps.space import Method, Space
 
 _AXIS = {"metavar": "FIELD=…", "show_default": False}
 
@@ -30,9 +30,9 @@ def sweep(
 ) -> None:
     """Run an experiment with many values and seeds. Given again, it adds a worker, or goes on where it was stopped."""
     from tunix_lab.errors import TrainingFailed
-    from tunix_lab.lab.sweep import find_sweep, prepare
-    from tunix_lab.lab.sweep_report import print_sweep
-    from tunix_lab.lab.sweep_worker import Worker
+    from tunix_lab.lab.sweeps.report import print_sweep
+    from tunix_lab.lab.sweeps.sweep import find_sweep, prepare
+    from tunix_lab.lab.sweeps.worker import Worker
     from tunix_lab.spec import LabSettings, find_home
 
     settings = LabSettings()
@@ -53,7 +53,7 @@ def sweep(
 def _space(chosen: dict["Method", list[str]], trials: int | None, seeds: int) -> "Space":
     """What is to be tried. Raises UserError for two methods at once."""
     from tunix_lab.errors import UserError
-    from tunix_lab.lab.sweep_space import Space
+    from tunix_lab.lab.sweeps.space import Space
 
     given = [method for method, axes in chosen.items() if axes]
     if len(given) > 1:

@@ -9,7 +9,7 @@ from rich.console import Console
 from tunix_lab.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
-    from tunix_lab.lab.mlflow_store import Store
+    from tunix_lab.lab.tracking.store import Store
 
 _PATIENCE_SECONDS = 60.0  # somebody waits for it to be done
 
@@ -24,9 +24,9 @@ def sync(
 ) -> None:
     """Push journals to MLflow: every point exactly once, however often it is run."""
     from tunix_lab.cli._project import open_project
-    from tunix_lab.lab.journal import find_run
-    from tunix_lab.lab.mlflow_store import parse_store
-    from tunix_lab.lab.mlflow_sync import push
+    from tunix_lab.lab.record.journal import find_run
+    from tunix_lab.lab.tracking.store import parse_store
+    from tunix_lab.lab.tracking.sync import push
 
     project = open_project()
     store = parse_store(project.tracking_uri)
@@ -50,8 +50,8 @@ def sync(
 
 def _check(store: "Store", run_dirs: list[Path]) -> None:
     """Tells once what is wrong with the store, and how much waits for it."""
-    from tunix_lab.lab.mlflow_cursor import pending_points
-    from tunix_lab.lab.mlflow_problems import check_store
+    from tunix_lab.lab.tracking.cursor import pending_points
+    from tunix_lab.lab.tracking.problems import check_store
 
     try:
         check_store(store)
@@ -64,8 +64,8 @@ def _check(store: "Store", run_dirs: list[Path]) -> None:
 
 def _runs_to_push(home: Path, tracking_uri: str, everything: bool) -> list[Path]:
     """Oldest first, so that a parent comes before its children."""
-    from tunix_lab.lab.journal import list_runs
-    from tunix_lab.lab.mlflow_sync import is_complete
+    from tunix_lab.lab.record.journal import list_runs
+    from tunix_lab.lab.tracking.sync import is_complete
 
     states = [state for state in reversed(list_runs(home)) if state.attempt]
     return [state.run_dir for state in states if everything or not is_complete(state.run_dir, tracking_uri, state)]

@@ -15,9 +15,9 @@ def ui(
 ) -> None:
     """Serve the MLflow UI and print the pages worth opening. Ctrl-C ends it."""
     from tunix_lab.cli._project import open_project
-    from tunix_lab.lab.mlflow_problems import check_store
-    from tunix_lab.lab.mlflow_store import parse_store
-    from tunix_lab.lab.ui import page_urls, serve, until_stopped
+    from tunix_lab.lab.tracking.problems import check_store
+    from tunix_lab.lab.tracking.store import parse_store
+    from tunix_lab.lab.tracking.ui import page_urls, serve, until_stopped
 
     console = Console(soft_wrap=True, highlight=False)
     project = open_project()

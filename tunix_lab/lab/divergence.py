@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from tunix_lab.lab.fingerprints import Fingerprint
+from tunix_lab.lab.record.fingerprints import Fingerprint
 
 Cause = Literal["data order", "batch content", "gradient", "update"]
 Fingerprints = Mapping[int, Fingerprint]

@@ -14,15 +14,15 @@ from tunix_lab.data.pairs import preference_examples
 from tunix_lab.data.pipeline import eval_batches
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError
-from tunix_lab.lab.environment import environment
-from tunix_lab.lab.git_state import GitState, git_state
-from tunix_lab.lab.journal import Journal, new_run_id
-from tunix_lab.lab.manifest import write_manifest
-from tunix_lab.lab.mlflow_sync import start_follower, wait_follower
 from tunix_lab.lab.outputs import ModelFolder, find_model
 from tunix_lab.lab.preflight import check_places
+from tunix_lab.lab.record.environment import environment
+from tunix_lab.lab.record.git_state import GitState, git_state
+from tunix_lab.lab.record.journal import Journal, new_run_id
+from tunix_lab.lab.record.manifest import write_manifest
 from tunix_lab.lab.runner import use_compilation_cache
 from tunix_lab.lab.samples import Samples, load_scorer
+from tunix_lab.lab.tracking.sync import start_follower, wait_follower
 from tunix_lab.lab.versioning import dvc_digest, stage_tags
 from tunix_lab.models.catalog import load_model
 from tunix_lab.models.decoder import Decoder

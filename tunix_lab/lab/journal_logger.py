@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tunix_lab.lab.journal import Journal
+from tunix_lab.lab.record.journal import Journal
 from tunix_lab.sft.metrics_logger import MetricsLogger
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError, writing
-from tunix_lab.lab.journal import find_run, read_metrics
 from tunix_lab.lab.origin import base_name
+from tunix_lab.lab.record.journal import find_run, read_metrics
 from tunix_lab.models.adapters import adapter_factors
 from tunix_lab.models.catalog import save_model
 from tunix_lab.models.config import ModelConfig

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from tunix_lab.errors import EnvironmentProblem, unwritable
-from tunix_lab.lab.mlflow_store import check_address
+from tunix_lab.lab.tracking.store import check_address
 from tunix_lab.spec import LabSettings, tracking_uri
 
 

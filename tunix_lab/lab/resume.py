@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from tunix_lab.errors import EnvironmentProblem, UserError
-from tunix_lab.lab.journal import RunState, find_run, list_runs, read_manifest, run_status
-from tunix_lab.lab.manifest import Inputs
-from tunix_lab.lab.run_state import MANIFEST
+from tunix_lab.lab.record.journal import RunState, find_run, list_runs, read_manifest, run_status
+from tunix_lab.lab.record.manifest import Inputs
+from tunix_lab.lab.record.run_state import MANIFEST
 from tunix_lab.spec import ExperimentSpec
 
 FAULTS_SHOWN = 5

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tunix_lab.lab.divergence import Divergence, MetricGap, first_divergence, metric_gaps
-from tunix_lab.lab.environment import read_env_lock
-from tunix_lab.lab.fingerprints import read_fingerprints
-from tunix_lab.lab.run_state import ENV_LOCK, PATCH, read_manifest, read_metrics
+from tunix_lab.lab.record.environment import read_env_lock
+from tunix_lab.lab.record.fingerprints import read_fingerprints
+from tunix_lab.lab.record.run_state import ENV_LOCK, PATCH, read_manifest, read_metrics
 
 ABSENT = "–"
 _NOT_COMPARED = ("description", "name", "tracking")  # labels, which change no number

@@ -15,7 +15,7 @@ from tunix_lab.data.rows import Row
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import TrainingFailed
 from tunix_lab.lab import build
-from tunix_lab.lab.journal import Journal
+from tunix_lab.lab.record.journal import Journal
 from tunix_lab.lab.samples import Samples, load_scorer
 from tunix_lab.lab.stopping import Stopping
 from tunix_lab.sft.fingerprint import Fingerprint

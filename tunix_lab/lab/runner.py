@@ -11,22 +11,22 @@ from flax import nnx
 
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.lab import build, origin
-from tunix_lab.lab.devices import hardware
-from tunix_lab.lab.environment import command_line
-from tunix_lab.lab.git_state import git_state
-from tunix_lab.lab.journal import Journal, new_run_id, read_events, read_manifest
 from tunix_lab.lab.journal_logger import JournalLogger
-from tunix_lab.lab.manifest import Inputs, digest_inputs, make_manifest, write_manifest
-from tunix_lab.lab.mlflow_sync import follower_problem, start_follower, wait_follower
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
+from tunix_lab.lab.pages.report import write_report_at_end
 from tunix_lab.lab.preflight import check_places
-from tunix_lab.lab.redaction import Redactor
-from tunix_lab.lab.report import write_report_at_end
+from tunix_lab.lab.record.devices import hardware
+from tunix_lab.lab.record.environment import command_line
+from tunix_lab.lab.record.git_state import git_state
+from tunix_lab.lab.record.journal import Journal, new_run_id, read_events, read_manifest
+from tunix_lab.lab.record.manifest import Inputs, digest_inputs, make_manifest, write_manifest
+from tunix_lab.lab.record.redaction import Redactor
+from tunix_lab.lab.record.run_state import MANIFEST
 from tunix_lab.lab.resume import interrupted_run, require_same
 from tunix_lab.lab.run_hooks import RunHooks
-from tunix_lab.lab.run_state import MANIFEST
 from tunix_lab.lab.stopping import Stopping
 from tunix_lab.lab.system_metrics import SystemMetrics
+from tunix_lab.lab.tracking.sync import follower_problem, start_follower, wait_follower
 from tunix_lab.lab.upstream import make_missing
 from tunix_lab.lab.versioning import dvc_digest
 from tunix_lab.models.adapters import has_adapters, parameter_table

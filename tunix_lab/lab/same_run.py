@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tunix_lab.lab.fingerprints import Fingerprint, read_fingerprints
-from tunix_lab.lab.journal import read_events, read_metrics
+from tunix_lab.lab.record.fingerprints import Fingerprint, read_fingerprints
+from tunix_lab.lab.record.journal import read_events, read_metrics
 from tunix_lab.sft.train_state import digest as digest_of
 
 SHOWN = 3

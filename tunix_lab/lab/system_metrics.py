@@ -8,7 +8,7 @@ from typing import Self
 
 import psutil
 
-from tunix_lab.lab.journal import Journal
+from tunix_lab.lab.record.journal import Journal
 
 _MB = 1e6
 _FIRST_WINDOW_SECONDS = 0.1

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunix_lab.errors import EnvironmentProblem, UserError
-from tunix_lab.lab.jsonl import write_atomically
-from tunix_lab.lab.run_state import FINGERPRINTS, MANIFEST, read_events, read_manifest
+from tunix_lab.lab.record.jsonl import write_atomically
+from tunix_lab.lab.record.run_state import FINGERPRINTS, MANIFEST, read_events, read_manifest
 from tunix_lab.lab.same_run import Check, compare, read_outcome
 from tunix_lab.spec import ExperimentSpec, resolved_yaml, resume_hash
 

@@ -1,0 +1,1 @@
+"""Models for others, and the proof that they are the same models."""

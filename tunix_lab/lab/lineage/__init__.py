@@ -1,0 +1,1 @@
+"""What made a thing, and what was made of it."""

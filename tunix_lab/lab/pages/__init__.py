@@ -1,0 +1,1 @@
+"""Runs for people: a page of one, a comparison of several."""

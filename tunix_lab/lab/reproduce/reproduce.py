@@ -1,0 +1,271 @@
+"""Makes a run again from its record alone: code in a worktree, inputs by their hashes, the same spec, and the result compared."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from tunix_lab.errors import EnvironmentProblem, Mismatch, Stopped, TrainingFailed
+from tunix_lab.lab.record.environment import environment, installed, is_flag, lock_file_digests, package_digest
+from tunix_lab.lab.record.journal import write_atomically
+from tunix_lab.lab.record.run_state import MANIFEST, read_manifest
+from tunix_lab.lab.reproduce.fetch_inputs import changed_inputs, fetch_inputs
+from tunix_lab.lab.reproduce.recorded import RESOLVED, Recorded, open_record
+from tunix_lab.lab.reproduce.reproduction import RECORD, Reproduction, graded
+from tunix_lab.lab.reproduce.worktree import Worktree, make_worktree, remove_worktree
+from tunix_lab.lab.run_diff import Difference, diff_runs, differences, environment_of
+
+_MAIN = "from tunix_lab.cli.main import main; main()"
+_PROBE = "import json; from tunix_lab.lab.record.devices import hardware; print(json.dumps(hardware()))"
+_NOT_PASSED_ON = ("GIT_", "DVC_", "TUNIX_LAB_TRIAL")  # whose work this process is part of
+_READY = "ready.json"  # an attempt that has its code; it can be gone on with
+_TRY_AGAIN = 75  # the exit code of a run that was stopped other than by a signal, see `errors.Stopped`
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to make a run again.
+
+    Attributes:
+      check: look at code, inputs and environment only; train nothing.
+      strict: refuse where anything differs that can be known beforehand.
+      keep: leave the folder with the worktree.
+      fresh: do not go on with an interrupted attempt.
+      tolerance: largest relative difference of a metric that still counts as reproduced.
+      replicate: show both runs in the tracking store, each with a link to the other.
+    """
+
+    check: bool = False
+    strict: bool = False
+    keep: bool = False
+    fresh: bool = False
+    tolerance: float = 1e-3
+    replicate: bool = True
+
+
+def reproduce(project: Path, text: str, *, tracking_uri: str, cache: Path, options: Options, say: Say) -> Reproduction | None:
+    """Makes the run that `text` names again and grades the result; None with `options.check`.
+
+    Args:
+      project: the project folder.
+      text: a run id.
+      tracking_uri: of the store that is asked where the run has no directory here.
+      cache: folder of what may be thrown away; the worktree goes there.
+      options: see `Options`.
+      say: is told what happens, a line at a time.
+
+    Raises:
+      UserError: there is no such run, or its record cannot be made again.
+      Mismatch: an input is not what the run read.
+      EnvironmentProblem: with `options.strict`, the environment is another; or the new run failed.
+      Stopped: a signal came; the same call goes on from there.
+    """
+    folder = cache / "reproduce"
+    recorded = open_record(project, text, tracking_uri, folder / "records")
+    # A look does not disturb an interrupted attempt.
+    workspace = folder / (f"check-{recorded.run_id}" if options.check else recorded.run_id)
+    with _alone(workspace) as lock:
+        stopped = False
+        try:
+            tree = _prepare(recorded, project, workspace, options, say)
+            told = _compare_surroundings(recorded, tree, options, say)
+            if options.check:
+                return None
+            new = _run(recorded, tree, workspace, lock)
+            notes = [*tree.notes, *changed_inputs(recorded.manifest["input_files"], project, tree.home)]
+            result = graded(diff_runs(recorded.folder, new), options.tolerance, notes)
+            _adopt(new, project / "runs" / new.name, result)
+            _say_differences([entry for entry in result.differences if entry not in told], say)
+        except Stopped:
+            stopped = True
+            raise
+        finally:
+            if not stopped:
+                _leave(workspace, project, options, say)
+                shutil.rmtree(folder / "records" / recorded.run_id, ignore_errors=True)
+    if options.replicate:
+        _replicate(project, tracking_uri, result, say)
+    return result
+
+
+def _leave(workspace: Path, project: Path, options: Options, say: Say) -> None:
+    """Removes the folder of an attempt that has ended, or with `keep` tells where it is."""
+    if options.keep:
+        (workspace / _READY).unlink(missing_ok=True)
+        say(f"kept     {workspace / 'tree'}")
+        return
+    remove_worktree(project, workspace / "tree")
+    shutil.rmtree(workspace, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(workspace: Path) -> Iterator[IO[bytes]]:
+    """The lock of a reproduction; the training process inherits it, so that it holds as long as anything works here."""
+    workspace.parent.mkdir(parents=True, exist_ok=True)
+    with open(workspace.with_name(workspace.name + ".lock"), "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EnvironmentProblem(f"run {workspace.name} is being made again by another process: wait for it") from None
+        yield lock
+
+
+def _prepare(recorded: Recorded, project: Path, workspace: Path, options: Options, say: Say) -> Worktree:
+    """Code and inputs of the run, checked; those of an interrupted attempt are used again."""
+    ready = workspace / _READY
+    if ready.is_file() and not (options.fresh or options.check):
+        say("going on with an interrupted attempt (--fresh starts anew)")
+        tree = Worktree(workspace / "tree", workspace / "tree" / recorded.git["prefix"], json.loads(ready.read_text()))
+    else:
+        shutil.rmtree(workspace, ignore_errors=True)
+        workspace.mkdir(parents=True)
+        tree = make_worktree(recorded, project, workspace / "tree")
+    parts = [f"commit {recorded.git['commit'][:12]}"]
+    parts += ["its patch"] if recorded.patch else []
+    parts += ["its untracked files"] if recorded.bundle else []
+    say(f"code     {' + '.join(parts)}")
+    problems = fetch_inputs(recorded.manifest["input_files"], project, tree.home)
+    if problems:
+        raise Mismatch("\n".join([f"run {recorded.run_id} cannot be made again, since its inputs are not to be had:", *problems]))
+    count = sum(entry["path"] is not None for entry in recorded.manifest["input_files"])
+    say(f"inputs   {count} files and folders, all as recorded")
+    for note in tree.notes:
+        say(f"note     {note}")
+    write_atomically(ready, json.dumps(tree.notes).encode())
+    return tree
+
+
+def _compare_surroundings(recorded: Recorded, tree: Worktree, options: Options, say: Say) -> list[Difference]:
+    """Says and returns what is different about this machine and its software; with `strict` that ends it."""
+    found = surroundings(recorded, tree, probe=options.check or options.strict)
+    _say_differences(found, say)
+    if not found:
+        say("environment as recorded")
+    if options.strict and (found or tree.notes):
+        raise EnvironmentProblem(f"run {recorded.run_id}: {len(found) + len(tree.notes)} differences, and --strict allows none")
+    return found
+
+
+def _say_differences(found: list[Difference], say: Say) -> None:
+    for entry in found:
+        say(f"differs  {entry.name}: {entry.a} → {entry.b}")
+
+
+def surroundings(recorded: Recorded, tree: Worktree, *, probe: bool) -> list[Difference]:
+    """What differs between the recorded environment and this one, but for the code, which the worktree has.
+
+    Args:
+      recorded: the run.
+      tree: its code.
+      probe: whether to ask JAX about the devices, which takes seconds; without, the new run's own record tells.
+    """
+    then = environment_of(recorded.folder, recorded.manifest)
+    package = _package(tree)
+    now = environment() | {"lock_files": lock_file_digests(tree.home), "environment": recorded.manifest["environment"]}
+    now["versions"] = {"python": now["versions"]["python"], **installed()}
+    now["package"] = package_digest(None if package is None else package / "tunix_lab")
+    now["hardware"] = _probe(recorded) if probe else recorded.manifest["hardware"]
+    return [
+        entry
+        for entry in differences(then, environment_of(None, now))
+        if not entry.name.startswith(("git ", "code ")) and entry.name != "version tunix-lab"
+    ]
+
+
+def _probe(recorded: Recorded) -> dict[str, Any]:
+    """The devices as a run of now would see them; in a process of its own, which lets go of them."""
+    command = [sys.executable, "-c", _PROBE]
+    done = subprocess.run(command, env=_environment(recorded, os.environ), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EnvironmentProblem(f"no usable device: {(done.stderr.strip().splitlines() or ['unknown reason'])[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _environment(recorded: Recorded, present: Any) -> dict[str, str]:
+    """This process's environment with the flags of the record in place of its own."""
+    kept = {
+        name: value
+        for name, value in present.items()
+        if not is_flag(name) and not name.startswith(("GIT_", "DVC_", "TUNIX_LAB_TRIAL"))
+    }
+    return kept | recorded.manifest["environment"]
+
+
+def _package(tree: Worktree) -> Path | None:
+    """The folder in the worktree that holds this package, if the project is its own repository."""
+    return next((folder for folder in (tree.home, tree.top) if (folder / "tunix_lab/__init__.py").is_file()), None)
+
+
+def _run(recorded: Recorded, tree: Worktree, workspace: Path, lock: IO[bytes]) -> Path:
+    """Trains with the code of the worktree; returns the new run directory."""
+    spec = workspace / RESOLVED
+    shutil.copyfile(recorded.folder / RESOLVED, spec)
+    package = _package(tree)
+    path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    environment = _environment(recorded, os.environ) | {
+        "TUNIX_LAB_HOME": str(tree.home),
+        "TUNIX_LAB_SYNC": "off",  # the record is not complete before it is compared
+        "PYTHONPATH": os.pathsep.join([*([] if package is None else [str(package)]), *path]),
+    }
+    command = [sys.executable, "-c", _MAIN, "run", str(spec)]
+    process = subprocess.Popen(command, cwd=tree.home, env=environment, start_new_session=True, pass_fds=(lock.fileno(),))
+    with _forward_signals(process):
+        code = process.wait()
+    code = 128 - code if code < 0 else code
+    if code > 128 or code == _TRY_AGAIN:
+        raise Stopped(f"the new run of {recorded.run_id} was stopped; the same command goes on from its checkpoint", code)
+    if code:
+        failure = TrainingFailed if code == TrainingFailed.exit_code else EnvironmentProblem
+        raise failure(f"the new run of {recorded.run_id} ended with exit code {code}; its message stands above")
+    return max((tree.home / "runs").iterdir(), key=lambda folder: folder.stat().st_ctime)
+
+
+@contextlib.contextmanager
+def _forward_signals(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Signals that ask for an end go to the training process, which saves first."""
+
+    def forward(signum: int, frame: object) -> None:
+        process.send_signal(signum)
+
+    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _adopt(new: Path, target: Path, result: Reproduction) -> None:
+    """Brings the new run into the project, marked as what it is."""
+    manifest = read_manifest(new)
+    manifest["kind"], manifest["reproduces"] = "reproduce", result.reproduces
+    manifest["tags"] |= {"lab.reproduces": result.reproduces, "lab.reproduction": result.verdict}
+    write_atomically(new / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    write_atomically(new / RECORD, (json.dumps(result.as_data(), indent=1, allow_nan=False) + "\n").encode())
+    arriving = target.parent.parent / f".arriving-{target.name}"  # not in runs/ before it is whole
+    target.parent.mkdir(exist_ok=True)
+    shutil.copytree(new, arriving, symlinks=True, dirs_exist_ok=True)
+    os.replace(arriving, target)
+
+
+def _replicate(project: Path, tracking_uri: str, result: Reproduction, say: Say) -> None:
+    """Pushes the new run, and tags the old one with what came out; a store that does not answer costs nothing but that."""
+    from tunix_lab.lab.tracking.runs import tag_run
+    from tunix_lab.lab.tracking.sync import push
+
+    pushed = push(project / "runs" / result.run_id, tracking_uri)
+    tags = {"lab.reproduced_by": result.run_id, "lab.reproduction": result.verdict}
+    if pushed.outcome != "complete":
+        say(f"tracking not complete ({pushed.problem}); later: tunix-lab sync {result.run_id}")
+    elif not tag_run(tracking_uri, result.reproduces, tags):
+        say(f"tracking has no run {result.reproduces} to link: tunix-lab sync {result.reproduces}")

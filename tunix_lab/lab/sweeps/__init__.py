@@ -1,0 +1,1 @@
+"""Many trials of one experiment, worked off by any number of processes."""
