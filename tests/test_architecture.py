@@ -275,6 +275,32 @@ def test_mlflow_is_imported_by_its_own_modules_only():
     assert {module for module in users if not module.startswith("tunix_lab.lab.tracking.")} == {"tunix_lab.sft.metrics_backends"}
 
 
+# What each room of the lab may import of the others; all may import the modules that lie in the lab itself.
+LAB_ROOMS = {
+    "record": set(),
+    "lineage": {"record"},
+    "tracking": {"record", "lineage"},
+    "export": {"record", "lineage"},
+    "pages": {"record", "tracking"},
+    "reproduce": {"record", "tracking"},
+    "sweeps": {"record", "tracking"},
+}
+
+
+def test_rooms_of_the_lab():
+    folders = {path.parent.name for path in (ROOT / PACKAGE / "lab").glob("*/__init__.py")}
+    assert folders == set(LAB_ROOMS)
+    wrong = []
+    for module, path in MODULES.items():
+        here = module.split(".")[2:3]
+        if module.startswith("tunix_lab.lab.") and here[0] in LAB_ROOMS:
+            for line, imported, _ in imports(ast.parse(path.read_text("utf-8"))):
+                there = imported.split(".")[2:3] if imported.startswith("tunix_lab.lab.") else []
+                if there and there[0] in LAB_ROOMS and there[0] not in {*here, *LAB_ROOMS[here[0]]}:
+                    wrong.append(f"{module}:{line}: {imported}")
+    assert wrong == []
+
+
 # ---- the checker checked -------------------------------------------------------------------------------------------------
 
 
