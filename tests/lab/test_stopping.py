@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunix_lab.errors import EnvironmentProblem, Stopped
+from tunix_lab.lab.record.journal import Journal
 from tunix_lab.lab.stopping import STOP_FILE, Budget, Stopping
 
 
@@ -46,6 +47,34 @@ def test_budget_leaves_room_for_an_update_and_two_saves():
 
 def test_budget_before_the_first_save():
     assert not Budget(100.0, began=0.0).is_over(37.0, None) and Budget(100.0, began=0.0).is_over(39.0, None)
+
+
+def test_the_evaluation_before_the_first_update_counts(run_dir, monkeypatch):
+    """Begun at 1000 s of a budget of 2000; an evaluation of 500 s: 2 · 500 + 2 · 1 + 2 are in reserve."""
+    now = [1000.0]
+    monkeypatch.setattr("tunix_lab.lab.stopping.time.time", lambda: now[0])
+    monkeypatch.setattr("tunix_lab.lab.stopping.psutil.Process", lambda: Life)
+    for moment, asked in ((1995.0, 0), (1996.5, 1)):
+        trainer, stopping = Trainer(), Stopping(run_dir, None, 2000.0)
+        now[0] = 1000.0
+        stopping.begin()
+        now[0] = 1500.0
+        stopping.after_update(trainer)
+        now[0] = moment
+        stopping.after_update(trainer)
+        assert trainer.asked == asked, moment
+
+
+class Life:
+    create_time = staticmethod(lambda: 1000.0)
+
+
+def test_an_attempt_knows_the_pace_of_the_one_before(run_dir):
+    with Journal.open(run_dir) as journal:
+        journal.event("pace", longest_s=600.0, save_s=40.0)
+    stopping, trainer = Stopping(run_dir, None, 1000.0), Trainer()
+    stopping.after_update(trainer)  # 2 · 600 s are more than there are
+    assert trainer.asked == 1 and stopping.pace(trainer) == {"longest_s": 600.0, "save_s": 1.0}
 
 
 def test_budget_of_nothing_stops_after_the_first_update(run_dir):

@@ -11,7 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tunix_lab.errors import UserError
-from tunix_lab.sft.checkpoint_manager import CheckpointManager, best_n
+from tunix_lab.sft.checkpoint_manager import CheckpointManager
+from tunix_lab.sft.retention import Best, Retention
 from tunix_lab.sft.train_state import digest
 
 # Reading a damaged checkpoint leaves Orbax's other reads unfinished.
@@ -166,17 +167,35 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, caplog, is_foreseen):
         subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=True)
 
 
-def test_the_last_and_the_best_are_kept(tmp_path):
-    """Losses by step: 5 4 1 3 2 and none; kept are the last two and the best two."""
-    policy = [ocp.checkpoint_managers.LatestN(2), best_n("eval/loss", 2, higher_is_better=False)]
-    options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policy))
-    manager = CheckpointManager(tmp_path, options, every=1)
-    for step, loss in enumerate([5.0, 4.0, 1.0, 3.0, 2.0, None, None], start=1):
+@pytest.mark.parametrize("is_reopened", [False, True])
+def test_the_last_and_the_best_are_kept(tmp_path, is_reopened):
+    """Losses by step: 5 4 1 NaN 2 and none; kept are the last two and the best two. A resumed run knows the old ones' too."""
+
+    def opened():
+        manager = CheckpointManager(tmp_path, every=1, retention=Retention(2, Best("eval/loss", count=2)))
+        manager.restore(params(0), moments(0))
+        return manager
+
+    manager = opened()
+    for step, loss in enumerate([5.0, 4.0, 1.0, float("nan"), 2.0, None, None], start=1):
+        manager.judge(step, {"eval/other": 0.0})
         if loss is not None:
             manager.judge(step, {"eval/loss": loss})
         manager.save(step, params(step), moments(step), {})
+        if is_reopened:
+            manager.close()
+            manager = opened()
     manager.close()
     assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [3, 5, 6, 7]
+
+
+def test_higher_may_be_better(tmp_path):
+    manager = CheckpointManager(tmp_path, every=1, retention=Retention(1, Best("eval/score", higher_is_better=True)))
+    for step, score in enumerate([0.2, 0.9, 0.5], start=1):
+        manager.judge(step, {"eval/score": score})
+        manager.save(step, params(step), moments(step), {})
+    manager.close()
+    assert sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()) == [2, 3]
 
 
 def test_interrupted_writes_are_ignored(folder):

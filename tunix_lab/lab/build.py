@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -23,12 +22,13 @@ from tunix_lab.models.catalog import load_model
 from tunix_lab.models.decoder import Decoder, init_decoder
 from tunix_lab.models.sharding import make_mesh, state_shardings
 from tunix_lab.perf.trace import HostTracer
-from tunix_lab.sft.checkpoint_manager import CheckpointManager, best_n
+from tunix_lab.sft.checkpoint_manager import CheckpointManager
 from tunix_lab.sft.config import DPOTrainingConfig, TrainingConfig
 from tunix_lab.sft.dpo.dpo_trainer import DPOTrainer
 from tunix_lab.sft.dpo.reference import with_reference_logps
 from tunix_lab.sft.metrics_logger import MetricsLogger
 from tunix_lab.sft.peft_trainer import PeftTrainer
+from tunix_lab.sft.retention import Best, Retention
 from tunix_lab.sft.train_state import Params, flat_params
 from tunix_lab.spec import ExperimentSpec, check_devices
 from tunix_lab.spec.algorithm import (
@@ -248,7 +248,7 @@ def build_trainer(
     }
     manager = CheckpointManager(
         checkpoints,
-        ocp.CheckpointManagerOptions(preservation_policy=retention(spec.checkpoint), cleanup_tmp_directories=True),
+        retention=retention(spec.checkpoint),
         every=spec.checkpoint.every,
         identity=identity,
         on_saved=on_saved,
@@ -277,13 +277,10 @@ def build_trainer(
             return DistillationTrainer(model, teacher, optimizer, TrainingConfig(**options), **services)
 
 
-def retention(spec: CheckpointSpec) -> ocp.checkpoint_managers.PreservationPolicy:
+def retention(spec: CheckpointSpec) -> Retention:
     """Which checkpoints stay on disk."""
-    policies = [ocp.checkpoint_managers.LatestN(spec.keep_last)]
-    if spec.keep_best is not None:
-        best = spec.keep_best
-        policies.append(best_n(best.metric, best.count, higher_is_better=best.higher_is_better))
-    return ocp.checkpoint_managers.AnyPreservationPolicy(policies)
+    best = spec.keep_best
+    return Retention(spec.keep_last, None if best is None else Best(best.metric, best.higher_is_better, best.count))
 
 
 def _knobs(section: Any) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class RunHooks(TrainingHooks):
             )
 
     def on_train_begin(self, trainer: PeftTrainer) -> None:
+        self._stopping.begin()
         if trainer.train_steps == 0:
             self._sample(trainer)
 

@@ -15,6 +15,7 @@ from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
 from tunix_lab.lab.pages.report import write_report_at_end
 from tunix_lab.lab.preflight import check_places
+from tunix_lab.lab.record.attempt import origin_of, tell_changes
 from tunix_lab.lab.record.devices import hardware
 from tunix_lab.lab.record.environment import command_line
 from tunix_lab.lab.record.git_state import git_state
@@ -103,9 +104,10 @@ def run(
     run_id = run_id or new_run_id(spec.name)
     run_dir = home / "runs" / run_id
     out = out or run_dir
-    with Journal.open(run_dir) as journal:
+    git, devices, resolved = git_state(home), hardware(), resolved_yaml(spec)
+    with Journal.open(run_dir, origin_of(git, devices, resolved)) as journal:
+        tell_changes(run_dir)
         if not (run_dir / MANIFEST).is_file():
-            git = git_state(home)
             manifest = make_manifest(
                 spec,
                 inputs,
@@ -113,14 +115,14 @@ def run(
                 run_id=run_id,
                 parent_run_id=_parent(base_folder),
                 rows={part.file.key: len(part.rows) for split in (data.train, data.validation) for part in split.parts},
-                hardware=hardware(),
+                hardware=devices,
                 git=git,
                 command=command_line(Redactor.of_process()),
                 chat_template=tokenizer.template_digest,
                 out=_relative(out, home),
                 trial=settings.trial,
             )
-            write_manifest(run_dir, manifest, loaded.source_text, resolved_yaml(spec), git)
+            write_manifest(run_dir, manifest, loaded.source_text, resolved, git)
         told = {event["source"] for event in read_events(run_dir) if event["kind"] == "ledger"}
         for part in (*data.train.parts, *data.validation.parts):
             if part.file.key not in told:  # an attempt may have been killed in between
@@ -208,6 +210,8 @@ def _execute(
     with SystemMetrics(journal, device_memory=_device_memory), stopping.on_signals(trainer):
         trainer.train(data.train_batches, data.eval_batches)
         if trainer.stopped_early:
+            trainer.checkpoint_manager.wait()
+            journal.event("pace", **stopping.pace(trainer))
             stopping.raise_stopped(trainer)
         trainer.close()
     return _write_outputs(spec, folders, journal, trainer, config, mesh, tokenizer)

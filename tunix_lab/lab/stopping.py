@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from tunix_lab.errors import EnvironmentProblem, Stopped
+from tunix_lab.lab.record.run_state import read_events
 from tunix_lab.sft.peft_trainer import PeftTrainer
 
 STOP_FILE = "STOP"
@@ -38,6 +39,11 @@ class Stopping:
         self._files = [run_dir / STOP_FILE, *([] if stop_file is None else [stop_file])]
         (run_dir / STOP_FILE).unlink(missing_ok=True)  # it stopped the attempt before this one
         self._budget = None if budget_s is None else Budget(budget_s, psutil.Process().create_time())
+        self._save_s = None
+        for event in read_events(run_dir):
+            if event["kind"] == "pace" and self._budget is not None:  # what an attempt before this one has learnt
+                self._budget.saw(event["longest_s"])
+                self._save_s = max(event["save_s"], self._save_s or 0.0)
         # DVC does not take its stages along when it is killed; training on would meet the next `dvc repro` in the same folders.
         self._parent = os.getppid() if os.environ.get("DVC_STAGE") else None
         self._reason: str | None = None
@@ -60,6 +66,16 @@ class Stopping:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 
+    def pace(self, trainer: PeftTrainer) -> dict[str, float]:
+        """The longest update and save in seconds, for the attempt that goes on."""
+        longest = 0.0 if self._budget is None else self._budget.longest_s
+        return {"longest_s": longest, "save_s": trainer.checkpoint_manager.longest_save_s or 0.0}
+
+    def begin(self) -> None:
+        """Starts the clock of the first update; the evaluation before it counts."""
+        if self._budget is not None:
+            self._budget.is_over(time.time(), self._save_s)
+
     def after_update(self, trainer: PeftTrainer) -> None:
         """Looks for a reason to stop; costs microseconds."""
         if self._reason is not None:
@@ -70,8 +86,12 @@ class Stopping:
             self._stop(trainer, "the end of the dvc process that started this stage")
         elif found is not None:
             self._stop(trainer, f"the stop file {found}")
-        elif self._budget is not None and self._budget.is_over(time.time(), trainer.checkpoint_manager.longest_save_s):
+        elif self._budget is not None and self._budget.is_over(time.time(), self._longest_save(trainer)):
             self._stop(trainer, f"its time budget ({self._budget})")
+
+    def _longest_save(self, trainer: PeftTrainer) -> float | None:
+        seen = [seconds for seconds in (self._save_s, trainer.checkpoint_manager.longest_save_s) if seconds is not None]
+        return max(seen, default=None)
 
     def _stop(self, trainer: PeftTrainer, reason: str, *more: str) -> None:
         self._reason = reason
@@ -111,7 +131,7 @@ class Budget:
         self._seconds = seconds
         self._began = began
         self._last: float | None = None
-        self._longest = 0.0
+        self.longest_s = 0.0
 
     def is_over(self, now: float, save_s: float | None) -> bool:
         """Whether another update might be one too many.
@@ -121,10 +141,14 @@ class Budget:
           save_s: the longest save so far; None if there was none.
         """
         if self._last is not None:  # the update itself, and whatever evaluation, samples or saving came with it
-            self._longest = max(self._longest, now - self._last)
+            self.saw(now - self._last)
         self._last = now
-        reserve = 2 * self._longest + 2 * (FIRST_SAVE_S if save_s is None else save_s) + 2.0
+        reserve = 2 * self.longest_s + 2 * (FIRST_SAVE_S if save_s is None else save_s) + 2.0
         return now - self._began + reserve > self._seconds
+
+    def saw(self, seconds: float) -> None:
+        """Tells how long an update took."""
+        self.longest_s = max(self.longest_s, seconds)
 
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self._seconds), 60)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunix_lab.errors import EnvironmentProblem, UserError
+from tunix_lab.lab.record.git_state import git_state
 from tunix_lab.lab.record.jsonl import write_atomically
 from tunix_lab.lab.record.run_state import FINGERPRINTS, MANIFEST, read_events, read_manifest
 from tunix_lab.lab.same_run import Check, compare, read_outcome
@@ -22,7 +23,7 @@ from tunix_lab.spec import ExperimentSpec, resolved_yaml, resume_hash
 
 CERTIFICATE = "certificate.json"
 COMMAND = (sys.executable, "-c", "from tunix_lab.cli.main import main; main()")
-_OURS = ("runs", "checkpoints", "mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db.lock", "mlartifacts")
+_NOT_SHOWN = (".git", "runs", "checkpoints", "mlflow.db", "mlflow.db-wal", "mlflow.db-shm", "mlflow.db.lock", "mlartifacts")
 _LOOK_S = 0.002
 _PATIENCE_S = 3600.0
 
@@ -102,8 +103,12 @@ def verify_resume(spec: ExperimentSpec, home: Path, *, kill_after: Sequence[int]
             versions=manifest["versions"],
         )
         write_atomically(killed / CERTIFICATE, certificate.to_json())
-        tags = manifest["tags"] | {"lab.resume_verified": str(certificate.holds).lower()}
-        write_atomically(killed / MANIFEST, json.dumps(manifest | {"kind": "verify-resume", "tags": tags}, indent=1).encode())
+        git = git_state(home)
+        described = manifest["git"] | {"commit": git.commit, "branch": git.branch, "dirty": git.dirty}
+        tags = manifest["tags"] | git.tags() | {"lab.resume_verified": str(certificate.holds).lower()}
+        write_atomically(
+            killed / MANIFEST, json.dumps(manifest | {"kind": "verify-resume", "git": described, "tags": tags}, indent=1).encode()
+        )
         shutil.move(killed, home / "runs" / killed.name)
     return certificate
 
@@ -125,10 +130,10 @@ def shortened(spec: ExperimentSpec, steps: int) -> list[str]:
 
 
 def _view(home: Path, view: Path) -> Path:
-    """A folder that looks like the project but has no runs and no checkpoints."""
+    """A folder that looks like the project but has no runs and no checkpoints; to git all its folders would be missing."""
     view.mkdir()
     for path in home.iterdir():
-        if path.name not in _OURS:
+        if path.name not in _NOT_SHOWN:
             (view / path.name).symlink_to(path)
     return view
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from tunix_lab.errors import UserError
 from tunix_lab.sft.fingerprinting import tree_hash
+from tunix_lab.sft.retention import JUDGED, Retention
 from tunix_lab.sft.train_state import Params, digest
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class CheckpointManager:
         *,
         every: int | None = None,
         identity: str | None = None,
+        retention: Retention | None = None,
         on_saved: Callable[[int, Path, str], None] | None = None,
         on_failed: Callable[[int, str], None] | None = None,
     ):
@@ -44,9 +47,10 @@ class CheckpointManager:
 
         Args:
           root_directory: where checkpoints live; None for none.
-          options: Orbax's cadence and retention; None keeps three.
+          options: Orbax's cadence and retention; None keeps three, or what `retention` says.
           every: updates between checkpoints, in place of Orbax's cadence (which also saves the first update).
           identity: hash of all that must be the same to continue (spec, data, tokenizer, base weights); kept in every checkpoint.
+          retention: which checkpoints stay, in place of Orbax's own options.
           on_saved: called with step, folder and parameter digest once a checkpoint is complete on disk, and when it is restored.
           on_failed: called with step and reason when a checkpoint could not be written.
         """
@@ -57,6 +61,7 @@ class CheckpointManager:
         self._on_failed = on_failed
         self._unreported: tuple[int, str] | None = None
         self._unusable: set[int] = set()
+        self._retention = retention
         self._judged: tuple[int, dict[str, float]] = (-1, {})
         self._began = 0.0
         self.failure: str | None = None
@@ -64,8 +69,12 @@ class CheckpointManager:
         self.longest_save_s: float | None = None
         """Seconds from the beginning of a save to its being known to be complete, the longest so far; None before the first."""
         if root_directory is not None:
+            if retention is not None:
+                options = ocp.CheckpointManagerOptions(preservation_policy=retention, cleanup_tmp_directories=True)
             options = options or ocp.CheckpointManagerOptions(max_to_keep=3)
             self._manager = ocp.CheckpointManager(Path(root_directory).absolute(), options=options)
+            if retention is not None:
+                retention.read(Path(self._manager.directory), self._manager.all_steps())
 
     def latest_step(self) -> int | None:
         """The newest complete step on disk, those that `restore` found unusable left out."""
@@ -110,12 +119,16 @@ class CheckpointManager:
             return False
         params_digest = _digest(params)
         hashes = {name: tree_hash(tree) for name, tree in trees.items()}
-        record = {**record, "identity": self._identity, "params_digest": params_digest, "hashes": hashes}
+        judged = (
+            {name: value for name, value in self._judged[1].items() if math.isfinite(value)} if self._judged[0] == step else {}
+        )
+        record = {**record, "identity": self._identity, "params_digest": params_digest, "hashes": hashes, JUDGED: judged}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["record"] = ocp.args.JsonSave({**record, "sha256": _sha256(record)})
-        metrics = self._judged[1] if self._judged[0] == step else None
+        if self._retention is not None:
+            self._retention.judge(step, judged)
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except (OSError, ValueError) as error:
             self._fail(step, _of_the_disk(error))
             return False
@@ -223,16 +236,6 @@ class CheckpointManager:
         """How many bytes the disk lacks for these arrays; 0 if they fit."""
         needed = sum(array.nbytes for array in jax.tree.leaves(trees)) + SPARE_BYTES
         return max(0, needed - shutil.disk_usage(self._manager.directory).free)
-
-
-def best_n(metric: str, count: int, *, higher_is_better: bool) -> ocp.checkpoint_managers.PreservationPolicy:
-    """Keeps the best checkpoints by a metric of their own step; one whose step was not judged is no candidate."""
-    return ocp.checkpoint_managers.BestN(
-        get_metric_fn=lambda metrics: metrics[metric],
-        reverse=not higher_is_better,
-        n=count,
-        keep_checkpoints_without_metrics=False,
-    )
 
 
 def _of_the_disk(error: Exception) -> str:

@@ -82,7 +82,7 @@ def package_digest(folder: Path | None = None) -> str:
     Args:
       folder: of the package; None takes the one that runs.
     """
-    folder = Path(__file__).parents[1] if folder is None else folder
+    folder = Path(__file__).parents[2] if folder is None else folder
     hasher = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         hasher.update(f"{file.relative_to(folder).as_posix()}\0".encode())

@@ -71,7 +71,7 @@ class Journal:
     KeyboardInterrupt or SystemExit, "failed" with the error's text on any other exception.
     """
 
-    def __init__(self, run_dir: Path, lock: IO[bytes]) -> None:
+    def __init__(self, run_dir: Path, lock: IO[bytes], origin: Mapping[str, str] | None = None) -> None:
         """Continues (or begins) the record in `run_dir`, whose lock the caller has taken. Use `Journal.open`."""
         previous = run_status(run_dir, ignore_lock=True)
         self.run_dir = run_dir
@@ -92,11 +92,16 @@ class Journal:
         self._last_fsync = time.monotonic()
         self._closed = False
         self._write_state()
-        self.event("attempt", attempt=self.attempt, pid=os.getpid(), host=socket.gethostname())
+        began = {} if origin is None else {"origin": dict(origin)}
+        self.event("attempt", attempt=self.attempt, pid=os.getpid(), host=socket.gethostname(), **began)
 
     @classmethod
-    def open(cls, run_dir: str | Path) -> Self:
+    def open(cls, run_dir: str | Path, origin: Mapping[str, str] | None = None) -> Self:
         """Takes the lock of `run_dir` (made if missing) and continues its journal with the next attempt.
+
+        Args:
+          run_dir: the run directory.
+          origin: what the attempt begins with, see `record.attempt`; kept with it.
 
         Raises:
           EnvironmentProblem: another process writes this run (named with pid and host), or the folder cannot be written.
@@ -106,7 +111,7 @@ class Journal:
             for folder in ("journal", "samples", "sync"):
                 (run_dir / folder).mkdir(parents=True, exist_ok=True)
             lock = _take_lock(run_dir)
-            return cls(run_dir, lock)
+            return cls(run_dir, lock, origin)
         except OSError as error:
             raise EnvironmentProblem(f"{run_dir}: cannot write the run directory: {error.strerror or error}") from error
 
