@@ -40,7 +40,7 @@ def stop(signum, frame):
 
 signal.signal(signal.SIGTERM, stop)
 say("goes on" if (out / "saved").exists() else "begins")
-print("working")
+print("working", os.environ.get("XLA_FLAGS"), os.environ.get("HF_TOKEN"))
 if (control / f"fail-{number}").exists():
     print("loss is nan", flush=True)
     sys.exit(4)

@@ -18,7 +18,9 @@ import tunix_lab
 from tunix_lab.errors import EnvironmentProblem, UserError
 from tunix_lab.lab.record.journal import run_status
 from tunix_lab.lab.sweeps.node import Ended, follow, orders, refusal
+from tunix_lab.lab.sweeps.on_ray import worker_variables
 from tunix_lab.lab.sweeps.ray_cluster import connected, parse_resources
+from tunix_lab.spec import LabSettings
 
 RATES = ("optimizer.learning_rate=1.0,2.0,3.0,4.0,5.0,6.0",)
 COMMAND = (sys.executable, "-c", TRIAL)
@@ -106,6 +108,19 @@ def test_a_node_that_sees_something_else_is_refused(home, tmp_path):
     assert not given.lock.exists() and log(home) == []
 
 
+def test_what_the_workers_get_of_the_environment(monkeypatch, capsys):
+    for name in [name for name in os.environ if name.startswith(("TUNIX_LAB_", "JAX_", "XLA_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    plain = {"TUNIX_LAB_OFFLINE": "1", "JAX_PLATFORMS": "1", "XLA_FLAGS": "1"}
+    for name in [*plain, "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_PASSWORD"]:
+        monkeypatch.setenv(name, "1")
+    assert worker_variables(LabSettings(), 1) == plain and capsys.readouterr().err == ""
+    assert worker_variables(LabSettings(), 2) == plain | {"TUNIX_LAB_SYNC": "off"}  # one SQLite file, several machines
+    assert "`tunix-lab sync` brings the runs there afterwards" in capsys.readouterr().err
+    on_server = LabSettings(tracking_uri="https://tracking.example.org", offline=False)
+    assert worker_variables(on_server, 2) == plain | {"MLFLOW_TRACKING_PASSWORD": "1"}
+
+
 def test_an_address_where_nobody_answers(monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
@@ -168,7 +183,7 @@ def worker_of(sweep_dir, number):
 def test_workers_on_two_nodes_share_the_trials_and_none_runs_twice(home, start):
     sweep_dir = make(home, RATES, seeds=2)
     (home / "control/hold-0").touch()
-    driver = start(home, sweep_dir, 2)
+    driver = start(home, sweep_dir, 2, XLA_FLAGS="--of_the_driver", HF_TOKEN="of the driver")
     wait_for(lambda: "1" in said(home, "begins"), 60)  # by the other worker
     (home / "control/hold-0").unlink()
     (home / "control/seconds").write_text("0.1")
@@ -176,7 +191,8 @@ def test_workers_on_two_nodes_share_the_trials_and_none_runs_twice(home, start):
     assert driver.returncode == 0, err
     assert sorted(said(home, "begins"), key=int) == [str(number) for number in range(12)] == sorted(said(home, "ends"), key=int)
     assert len({worker_of(sweep_dir, number) for number in range(12)}) == 2
-    assert "2 workers on 2 Ray nodes" in err
+    assert "workers on Ray: 2, nodes: 2" in err
+    assert (sweep_dir / "trials/0011/log.txt").read_text() == "working --of_the_driver None\n"
     assert json.loads((sweep_dir / "sweep.json").read_text())["settings"][0]["n"] == 2
     assert run_status(sweep_dir).status == "finished"
 

@@ -22,6 +22,8 @@ from tunix_lab.spec import LabSettings
 
 _LOOK_SECONDS = 0.5
 _RETRIES = 20  # of each worker: a sweep may take days on nodes that come and go
+# What MLflow's client needs beside the address of a server.
+_CREDENTIALS = tuple(f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN", "INSECURE_TLS", "SERVER_CERT_PATH"))
 
 End = list[SettingResult] | Ended | None
 """How a worker ended: with the ranking, early, or because it was stopped."""
@@ -41,10 +43,13 @@ def sweep_on_ray(
 
     The other arguments are those of `Worker`. Raises Stopped as it does, and EnvironmentProblem if no worker can work.
     """
-    with connected() as nodes, orders(sweep_dir, home, _variables(settings, nodes), jobs=jobs, command=tuple(command)) as given:
-        _say(f"{workers} workers on {nodes} Ray nodes")
-        with noted_signals() as received:
-            ends = list(_ends(dataclasses.asdict(given), workers, resources, received))
+    with (
+        connected() as nodes,
+        orders(sweep_dir, home, worker_variables(settings, nodes), jobs=jobs, command=tuple(command)) as given,
+        noted_signals() as received,
+    ):
+        _say(f"workers on Ray: {workers}, nodes: {nodes}")
+        ends = list(_ends(dataclasses.asdict(given), workers, resources, received))
     for end in ends:
         if isinstance(end, list):
             return end
@@ -56,10 +61,10 @@ def sweep_on_ray(
     raise stopped if stopped.exit_code in early.values() else EnvironmentProblem(str(stopped))
 
 
-def _variables(settings: LabSettings, nodes: int) -> dict[str, str]:
+def worker_variables(settings: LabSettings, nodes: int) -> dict[str, str]:
     """Environment of the workers. They get it as an argument: Ray writes that of a "runtime environment" to its logs."""
     on_server = (settings.tracking_uri or "").startswith(("http://", "https://"))
-    prefixes = ("TUNIX_LAB_", "JAX_", "XLA_FLAGS", *(["MLFLOW_TRACKING_"] if on_server else []))
+    prefixes = ("TUNIX_LAB_", "JAX_", "XLA_FLAGS", *(_CREDENTIALS if on_server else ()))
     variables = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
     if nodes > 1 and settings.replicates and not on_server:
         _say("machines cannot share MLflow's SQLite file: `tunix-lab sync` brings the runs there afterwards")
@@ -71,8 +76,8 @@ def _ends(given: dict[str, Any], workers: int, resources: dict[str, Any], receiv
     """Starts the workers and tells how each ends; passes signals on to them."""
     import ray
 
-    def sweep_worker(given: dict[str, Any]) -> list[SettingResult] | Ended | str:
-        # Being a local function, it is sent as code, and can speak where there is no tunix_lab.
+    def sweep_worker(given: dict[str, Any]) -> Any:
+        # A local function, whose types are not ours, is sent as code, and can speak where there is no tunix_lab.
         if importlib.util.find_spec("tunix_lab") is None:
             return f"{platform.node()} cannot work on the sweep: tunix_lab is not installed there"
         from tunix_lab.lab.sweeps.node import Orders, follow
@@ -84,7 +89,7 @@ def _ends(given: dict[str, Any], workers: int, resources: dict[str, Any], receiv
     waiting, passed = [task.remote(given) for _ in range(workers)], 0
     try:
         while waiting:
-            done, waiting = ray.wait(waiting, timeout=_LOOK_SECONDS)
+            done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_LOOK_SECONDS)
             for ref in done:
                 end = _end(ref)
                 if waiting and isinstance(end, Ended):

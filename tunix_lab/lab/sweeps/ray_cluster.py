@@ -50,7 +50,11 @@ def connected() -> Iterator[int]:
     _check_address(os.environ.get("RAY_ADDRESS", ""))
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(logging_level="warning")
+        try:
+            ray.init(logging_level="warning")
+        except (ConnectionError, RuntimeError) as error:  # the latter: another version of Ray or Python
+            hint = "a cluster that wants a token needs RAY_AUTH_MODE=token here too"
+            raise EnvironmentProblem(f"Ray cannot be used: {error} ({hint})") from error
         signal.signal(signal.SIGTERM, before)  # it puts its own there
         yield _nodes()
     finally:
