@@ -15,6 +15,7 @@ from pathlib import Path
 
 import tunix_lab
 from tunix_lab.errors import Stopped, UserError
+from tunix_lab.lab.record.environment import package_digest
 from tunix_lab.lab.sweeps.queue import locked
 from tunix_lab.lab.sweeps.results import SettingResult
 from tunix_lab.lab.sweeps.sweep import SPEC
@@ -66,7 +67,7 @@ def orders(sweep_dir: Path, home: Path, variables: dict[str, str], *, jobs: int,
     """Orders for any number of workers, which they can follow as long as this lasts."""
     with tempfile.NamedTemporaryFile(dir=sweep_dir, prefix="LOCK-") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        seen = (_hash(sweep_dir / SPEC), tunix_lab.__version__, code_hash())
+        seen = (_hash(sweep_dir / SPEC), tunix_lab.__version__, package_digest())
         yield Orders(home, sweep_dir, Path(lock.name), *seen, variables, jobs, command)
 
 
@@ -103,17 +104,10 @@ def refusal(orders: Orders) -> str | None:
         )
     if _hash(orders.sweep_dir / SPEC) != orders.spec:
         return f"{orders.sweep_dir / SPEC} is another one here"
-    if (tunix_lab.__version__, code_hash()) != (orders.version, orders.code):
+    if (tunix_lab.__version__, package_digest()) != (orders.version, orders.code):
         kind = "tunix_lab" if tunix_lab.__version__ != orders.version else "other code of tunix_lab"
         return f"{kind} {tunix_lab.__version__} is installed there, and {orders.version} where the sweep was started"
     return None
-
-
-def code_hash() -> str:
-    """Hash of the source of this package: two checkouts can have the same version."""
-    folder = Path(tunix_lab.__file__).parent
-    files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.py"))
-    return hashlib.sha256("\n".join(f"{name} {_hash(folder / name)}" for name in files).encode()).hexdigest()
 
 
 def _hash(file: Path) -> str:
