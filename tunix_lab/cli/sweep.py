@@ -26,10 +26,17 @@ def sweep(
     ] = [],  # noqa: B006 (never changed)
     join: Annotated[str | None, typer.Option(metavar="SWEEP", help="Work on this sweep instead of a spec.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
+    ray: Annotated[int | None, typer.Option(min=1, metavar="N", help="N workers on a Ray cluster instead of one here.")] = None,
+    ray_resources: Annotated[
+        str, typer.Option("--ray-resources", metavar="A=X,…", help="What each of them needs: num_cpus=4,num_gpus=1.")
+    ] = "num_cpus=1",
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even if this very sweep exists.")] = False,
 ) -> None:
     """Run an experiment with many values and seeds. Given again, it adds a worker, or goes on where it was stopped."""
     from tunix_lab.errors import TrainingFailed
+    from tunix_lab.lab.sweeps.on_ray import sweep_on_ray
+    from tunix_lab.lab.sweeps.queue import Queue
+    from tunix_lab.lab.sweeps.ray_cluster import parse_resources, require_ray
     from tunix_lab.lab.sweeps.report import print_sweep
     from tunix_lab.lab.sweeps.sweep import find_sweep, prepare
     from tunix_lab.lab.sweeps.worker import Worker
@@ -39,11 +46,16 @@ def sweep(
     home = find_home(settings)
     space = _space({"grid": grid, "random": random, "tpe": tpe}, trials, seeds)
     _check_target(spec, join, is_changed=bool(space.axes or overrides or fresh or trials or seeds > 1))
+    resources = parse_resources(ray_resources)
+    if ray:
+        require_ray()
     sweep_dir = find_sweep(home, join) if join else prepare(spec, overrides, space, home, settings, fresh=fresh)
-    worker = Worker(sweep_dir, home, settings, jobs=jobs)
     if retry_failed:
-        worker.queue.retry_failed()
-    results = worker.work()
+        Queue(sweep_dir).retry_failed()
+    if ray:
+        results = sweep_on_ray(sweep_dir, home, settings, ray, resources, jobs=jobs)
+    else:
+        results = Worker(sweep_dir, home, settings, jobs=jobs).work()
     print_sweep(sweep_dir, results)
     failed = sum(result.count("failed") for result in results)
     if failed:
@@ -69,4 +81,4 @@ def _check_target(spec: Path | None, join: str | None, *, is_changed: bool) -> N
     if (spec is None) == (join is None):
         raise UserError("sweep: give a spec file, or --join SWEEP")
     if join is not None and is_changed:
-        raise UserError("sweep: --join takes its values from the sweep; it goes with -j and --retry-failed alone")
+        raise UserError("sweep: --join takes its values from the sweep; it goes with -j, --ray and --retry-failed alone")

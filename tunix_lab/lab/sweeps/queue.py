@@ -124,7 +124,9 @@ class Queue:
         """The first trial that waits, locked for this process; None if none does."""
         for trial in self.trials():
             if self.outcome(trial) is None and (claim := self._claimed(trial)) is not None:
-                if self.outcome(trial) is None:  # it may have been settled just before the lock was free
+                # It may have been settled just before the lock was free. Listing asks the server anew, where NFS would answer
+                # a look for the file alone from memory, for up to a minute.
+                if _OUTCOME not in os.listdir(claim.folder):
                     return claim
                 claim.release()
         return None
@@ -148,7 +150,7 @@ class Queue:
         outcome = self.outcome(trial)
         if outcome is not None:
             return Entry(trial, outcome.status, outcome)
-        lock = _locked(self._folder(trial) / _LOCK, fcntl.LOCK_SH)
+        lock = locked(self._folder(trial) / _LOCK, fcntl.LOCK_SH)
         if lock is None:
             return Entry(trial, "running", None)
         lock.close()
@@ -156,7 +158,7 @@ class Queue:
 
     def _claimed(self, trial: Trial) -> Claim | None:
         folder = self._folder(trial)
-        lock = _locked(folder / _LOCK, fcntl.LOCK_EX)
+        lock = locked(folder / _LOCK, fcntl.LOCK_EX)
         if lock is None:
             return None
         lock.truncate(0)
@@ -186,7 +188,7 @@ def left_by_run(folder: Path) -> tuple[str, dict[str, float]] | None:
     return record["run_id"], {f"{group}/{name}": value for group, values in nested.items() for name, value in values.items()}
 
 
-def _locked(path: Path, kind: int) -> IO[bytes] | None:
+def locked(path: Path, kind: int) -> IO[bytes] | None:
     """The file at `path`, locked; None if somebody else holds it."""
     file = open(path, "a+b")
     try:

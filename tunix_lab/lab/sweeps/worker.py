@@ -66,7 +66,7 @@ class Worker:
           Stopped: SIGINT or SIGTERM came, or a stop file or a time budget ended a trial; this worker's trials have saved and
             wait again.
         """
-        with _signals() as received, contextlib.ExitStack() as record:
+        with noted_signals() as received, contextlib.ExitStack() as record:
             while True:
                 self._reap(stopping=False)
                 if received or self._ended_early is not None:
@@ -215,8 +215,8 @@ def _last_line(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM."""
+def noted_signals() -> Iterator[list[int]]:
+    """Within it, SIGINT and SIGTERM do nothing but join the list."""
     received: list[int] = []
 
     def note(signum: int, frame: Any) -> None:
