@@ -7,13 +7,13 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import importlib.metadata
 import os
 import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import tunix_lab
 from tunix_lab.errors import Stopped, UserError
 from tunix_lab.lab.record.environment import package_digest
 from tunix_lab.lab.sweeps.queue import locked
@@ -67,7 +67,7 @@ def orders(sweep_dir: Path, home: Path, variables: dict[str, str], *, jobs: int,
     """Orders for any number of workers, which they can follow as long as this lasts."""
     with tempfile.NamedTemporaryFile(dir=sweep_dir, prefix="LOCK-") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        seen = (_hash(sweep_dir / SPEC), tunix_lab.__version__, package_digest())
+        seen = (_hash(sweep_dir / SPEC), _version(), package_digest())
         yield Orders(home, sweep_dir, Path(lock.name), *seen, variables, jobs, command)
 
 
@@ -104,10 +104,15 @@ def refusal(orders: Orders) -> str | None:
         )
     if _hash(orders.sweep_dir / SPEC) != orders.spec:
         return f"{orders.sweep_dir / SPEC} is another one here"
-    if (tunix_lab.__version__, package_digest()) != (orders.version, orders.code):
-        kind = "tunix_lab" if tunix_lab.__version__ != orders.version else "other code of tunix_lab"
-        return f"{kind} {tunix_lab.__version__} is installed there, and {orders.version} where the sweep was started"
+    version = _version()
+    if (version, package_digest()) != (orders.version, orders.code):
+        kind = "tunix_lab" if version != orders.version else "other code of tunix_lab"
+        return f"{kind} {version} is installed there, and {orders.version} where the sweep was started"
     return None
+
+
+def _version() -> str:
+    return importlib.metadata.version("tunix_lab")
 
 
 def _hash(file: Path) -> str:
