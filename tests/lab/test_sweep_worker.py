@@ -162,18 +162,43 @@ def test_a_run_that_outlived_its_worker_counts(home):
     assert work(home, sweep_dir)[0].mean == 0.5 and said(home, "begins") == []
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(home, processes):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_the_same_command_goes_on(home, processes, signum):
     sweep_dir = make(home, seeds=1)
     (home / "control/hold-1").touch()
     worker = start(home, sweep_dir, processes, jobs=1)
     wait_for(lambda: "1" in said(home, "begins"))
-    worker.send_signal(signal.SIGINT)
-    assert worker.wait(20) == 128 + signal.SIGINT
+    worker.send_signal(signum)
+    assert worker.wait(20) == 128 + signum
     assert said(home, "saved") == ["1"] and run_status(sweep_dir).status == "killed"
     assert statuses(sweep_dir) == ["finished", "waiting", "waiting"]
     (home / "control/hold-1").unlink()
     work(home, make(home))
     assert said(home, "begins") == ["0", "1", "2"] and said(home, "goes on") == ["1"]
+
+
+def test_the_warning_of_a_batch_system_to_a_trial_alone_is_no_failure(home, processes):
+    sweep_dir = make(home)
+    (home / "control/hold-1").touch()
+    worker = start(home, sweep_dir, processes)
+    wait_for(lambda: "1" in said(home, "begins"))
+    (trial,) = (pid for number, what, pid, _ in log(home) if (number, what) == ("1", "begins"))
+    os.kill(trial, signal.SIGUSR1)
+    assert worker.wait(20) == 75
+    assert said(home, "saved") == ["1"] and statuses(sweep_dir) == ["finished", "waiting", "waiting"]
+
+
+def test_sigterm_after_the_warning_of_a_batch_system_waits_for_the_trials(home, processes):
+    sweep_dir = make(home)
+    (home / "control/hold-0").touch()
+    (home / "control/slow").touch()
+    worker = start(home, sweep_dir, processes)
+    wait_for(lambda: said(home, "begins") == ["0"])
+    worker.send_signal(signal.SIGUSR1)
+    time.sleep(0.4)  # the trial is saving
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 128 + signal.SIGUSR1
+    assert said(home, "saved") == ["0"] and statuses(sweep_dir) == ["waiting"] * 3
 
 
 def test_a_time_budget_of_a_trial_ends_the_worker_and_is_no_failure(home):
