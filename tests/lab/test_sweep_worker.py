@@ -107,6 +107,48 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again_on_request(home):
     assert (sweep_dir / "trials/0000/outcome-1.json").exists()
 
 
+def test_no_secret_that_a_trial_says_reaches_the_records_of_the_sweep(home, monkeypatch):
+    secret = "plain-value-of-a-token"
+    monkeypatch.setenv("MY_SERVICE_TOKEN", secret)
+    program = f"print('x' * 5000 + {secret!r}, flush=True); print({secret!r} + ' refused'); exit(4)"
+    sweep_dir = make(home, ("optimizer.learning_rate=1.0",))
+    Worker(sweep_dir, home, LabSettings(), command=[sys.executable, "-c", program]).work()
+    (entry,) = Queue(sweep_dir).entries()
+    assert entry.outcome.message == "exit code 4: <redacted> refused"
+    assert (sweep_dir / "sweep.csv").exists() and (sweep_dir / "sweep.json").exists()
+    holding = [path.name for path in sweep_dir.rglob("*") if path.is_file() and secret in path.read_text(errors="replace")]
+    assert holding == ["log.txt"]
+
+
+def test_a_secret_cut_by_the_length_of_a_message_is_known_as_one(home, monkeypatch):
+    secret = "plain-value-of-a-token"
+    monkeypatch.setenv("MY_SERVICE_TOKEN", secret)
+    sweep_dir = make(home, ("optimizer.learning_rate=1.0",))
+    program = f"print('x' * 290 + {secret!r} + 'y' * 5000); exit(4)"
+    Worker(sweep_dir, home, LabSettings(), command=[sys.executable, "-c", program]).work()
+    (entry,) = Queue(sweep_dir).entries()
+    assert "xxx<redacte" in entry.outcome.message and "plain" not in entry.outcome.message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "axes", "named"),
+    [
+        (["tracking.tags.note=plain-value-of-a-token"], RATES, "--set tracking.tags.note holds"),
+        (["tracking.tags.api_token=opaque"], RATES, "--set tracking.tags.api_token holds"),
+        ([], ("model.init.from=plain-value-of-a-token,x",), "--grid model.init.from holds"),
+        ([], RATES, "spec.yaml: tracking.tags.note holds"),
+    ],
+)
+def test_a_secret_among_the_values_of_a_sweep_is_refused(home, monkeypatch, overrides, axes, named):
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "plain-value-of-a-token")
+    if not overrides and axes is RATES:
+        (home / "spec.yaml").write_text(SPEC.replace("sweeps}", "sweeps, tags: {note: a plain-value-of-a-token}}"))
+    with pytest.raises(UserError) as caught:
+        prepare(home / "spec.yaml", overrides, Space("grid", axes), home, LabSettings())
+    assert named in str(caught.value) and "plain-value" not in str(caught.value) and "opaque" not in str(caught.value)
+    assert caught.value.exit_code == 2 and not (home / "runs").exists()
+
+
 def test_a_sweep_of_failures_has_failed(home):
     sweep_dir = make(home, ("optimizer.learning_rate=1.0",))
     (home / "control/fail-0").touch()

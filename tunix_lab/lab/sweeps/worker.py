@@ -16,6 +16,7 @@ from typing import Any
 
 from tunix_lab.errors import Stopped
 from tunix_lab.lab.record.journal import Journal, run_status
+from tunix_lab.lab.record.redaction import Redactor
 from tunix_lab.lab.sweeps.bound_process import bound
 from tunix_lab.lab.sweeps.queue import Claim, Entry, Outcome, Queue, left_by_run, read_outcome
 from tunix_lab.lab.sweeps.results import SettingResult, ranked, setting_results, write_results
@@ -213,7 +214,10 @@ def _why(code: int, log: Path) -> str:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace").strip().splitlines()
+    """What a trial said last, without secrets: it goes into the records of the sweep."""
+    content = log.read_bytes().rstrip()
+    begin = content.rfind(b"\n", 0, max(len(content) - _LOG_TAIL, 0)) + 1  # of a whole line: a cut secret is not known as one
+    lines = Redactor.of_process().text(content[begin:].decode("utf-8", "replace")).strip().splitlines()
     return lines[-1][:_MESSAGE_LENGTH] if lines else "it printed nothing"
 
 
