@@ -113,6 +113,7 @@ def make_manifest(
         "algorithm": spec.algorithm.kind,
         "primary_metric": spec.tracking.primary_metric,
         "higher_is_better": spec.tracking.higher_is_better,
+        "checkpoint_every": spec.checkpoint.every,
         "seed": spec.seed,
         "identity": inputs.identity(spec),
         "inputs": inputs.described(),
