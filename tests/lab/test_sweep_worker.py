@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from sweep_project import SPEC, TRIAL, log, make, make_home, said, statuses, wait_for
+from sweep_project import RATES, SPEC, TRIAL, log, make, make_home, said, statuses, wait_for
 
 from tunix_lab.errors import Stopped, UserError
 from tunix_lab.lab.record.journal import read_events, read_metrics, run_status
 from tunix_lab.lab.sweeps.queue import Queue
-from tunix_lab.lab.sweeps.sweep import Plan, find_sweep
+from tunix_lab.lab.sweeps.space import Space
+from tunix_lab.lab.sweeps.sweep import Plan, find_sweep, prepare
 from tunix_lab.lab.sweeps.worker import Worker
 from tunix_lab.spec import LabSettings, SpecError, load, spec_hash
 
