@@ -18,7 +18,7 @@ optimizer: {learning_rate: 1.0e-3}
 training: {max_steps: 4, batch_size: 8}
 tracking: {experiment: sweeps}
 """
-# A trial: says when it begins and ends, saves on SIGTERM, and leaves what a run leaves. `control/` holds what tests want of it.
+# A trial: says when it begins and ends, saves on a signal, and leaves what a run leaves. `control/` holds what tests want of it.
 TRIAL = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -36,9 +36,11 @@ def stop(signum, frame):
     time.sleep(1.0 if (control / "slow").exists() else 0.0)
     (out / "saved").write_text("")
     say("saved")
+    print(f"stopped by {signal.Signals(signum).name}: step 3 is saved", flush=True)
     sys.exit(128 + signum)
 
 signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGUSR1, stop)
 say("goes on" if (out / "saved").exists() else "begins")
 print("working", os.environ.get("XLA_FLAGS"), os.environ.get("HF_TOKEN"))
 if (control / f"fail-{number}").exists():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hand_made import manifest
+from ruamel.yaml import YAML
 
 from tunix_lab.lab.record import untracked
 from tunix_lab.lab.record.environment import (
@@ -29,6 +30,7 @@ from tunix_lab.lab.record.journal import Journal
 from tunix_lab.lab.record.manifest import write_manifest
 from tunix_lab.lab.record.redaction import REDACTED, Redactor
 from tunix_lab.lab.record.untracked import bundle_untracked, unpack
+from tunix_lab.spec.render import to_yaml
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:::{package}") for package in ("mlflow", "alembic", "sqlalchemy")]
 
@@ -267,6 +269,28 @@ def test_no_secret_reaches_the_run_directory(leaking, tmp_path):
     for name, digest in written["files"].items():
         assert hashlib.sha256((run_dir / name).read_bytes()).hexdigest() == digest
     assert {"spec.yaml", "resolved.yaml", "env.lock", "dirty.patch", "untracked.tar.gz"} == set(written["files"])
+
+
+def test_a_secret_is_taken_out_of_a_spec_however_it_is_written_there(repository, tmp_path, monkeypatch):
+    secret, run_dir = "half-\"quoted\"\\and'slashed'", tmp_path / "runs/r"
+    monkeypatch.setenv("MY_SERVICE_TOKEN", secret)
+    monkeypatch.setattr("sys.argv", ["/usr/bin/tunix-lab", "run", f"--set=tracking.tags.a={json.dumps(secret)}"])
+    tags = {"a": secret, "b": f"two\nlines {secret}", "api_token": "opaque-word", "clean": "kept"}
+    resolved = to_yaml({"name": "x", "tracking": {"tags": tags}})
+    single = secret.replace("'", "''")
+    spec = f"name: x  # why\ntracking: {{tags: {{a: {json.dumps(secret)}, b: '{single}'}}}}\n"
+    redactor = Redactor.of_process()
+    whole = manifest("r", tags=tags) | {"command": command_line(redactor)}
+    write_manifest(run_dir, whole, spec, resolved, git_state(repository), redactor)
+    written = json.loads((run_dir / "manifest.json").read_text())
+    assert written["redacted"] == ["spec.yaml", "resolved.yaml"]
+    expected = {"a": REDACTED, "b": f"two\nlines {REDACTED}", "api_token": REDACTED, "clean": "kept"}
+    assert written["tags"] == expected
+    assert YAML(typ="safe").load(run_dir / "resolved.yaml")["tracking"]["tags"] == expected
+    assert YAML(typ="safe").load(run_dir / "spec.yaml")["tracking"]["tags"] == {"a": REDACTED, "b": REDACTED}
+    assert "# why" in (run_dir / "spec.yaml").read_text()
+    for path in run_dir.glob("*"):
+        assert "slashed" not in path.read_text() and "opaque-word" not in path.read_text(), path
 
 
 def test_no_secret_reaches_mlflow(leaking, tmp_path, tracking_uri, store_file):

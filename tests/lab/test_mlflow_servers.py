@@ -15,6 +15,8 @@ from tunix_lab.cli.sync import sync
 from tunix_lab.cli.ui import ui
 from tunix_lab.errors import EnvironmentProblem
 from tunix_lab.lab.record.journal import Journal, read_metrics
+from tunix_lab.lab.tracking.cursor import CURSOR, Cursor, save_cursor
+from tunix_lab.lab.tracking.problems import explain
 from tunix_lab.lab.tracking.store import parse_store
 from tunix_lab.lab.tracking.sync import follow, follower_problem, is_complete, push, start_follower
 
@@ -108,10 +110,22 @@ def test_a_follower_gives_up_on_a_dead_server_some_time_after_the_run(make_run, 
     assert "20 points wait: tracking server" in capfd.readouterr().out
 
 
-def test_a_password_in_the_address_is_not_shown():
-    store = parse_store("https://me:secret@host:5000/")
-    assert store.shown == "https://me:***@host:5000"
+@pytest.mark.parametrize(
+    "before_host", ["me:secret-token", "secret-token", "secret-token:", "secret-token:x-oauth-basic", ":secret-token"]
+)
+def test_what_stands_before_the_host_is_neither_shown_nor_stored(make_run, before_host):
+    store = parse_store(f"https://{before_host}@host:5000/")
+    assert store.shown == "https://host:5000"
     assert "secret" not in store.key
+    for text in (f"{store.uri}/api gave up", "no user secret-token here"):
+        assert "secret-token" not in explain(store, RuntimeError(text)) and "name" in explain(store, RuntimeError("a name"))
+    run_dir = make_run()
+    save_cursor(run_dir, store, Cursor())
+    assert "secret-token" not in (run_dir / CURSOR).read_text()
+    for scheme in ("postgresql://", "https:///", ""):
+        with pytest.raises(EnvironmentProblem) as caught:
+            parse_store(f"{scheme}{before_host}@:host/mlflow")
+        assert "secret-token" not in str(caught.value) and ":host/mlflow" in str(caught.value)
 
 
 class Unreliable(QuietHandler):
@@ -180,7 +194,7 @@ def test_what_a_server_makes_too_late_is_not_there_twice(make_run, query, store_
 
 
 ADDRESSES = {
-    "port": ("http://me:secret@127.0.0.1:9", "refuses the connection"),
+    "port": ("http://secret@127.0.0.1:9", "refuses the connection"),
     "host": ("http://me:secret@no-such-host.invalid:5000", "has no address"),
     "password": ((401, b"You are not authenticated.", "text/plain"), "does not accept the user name and password"),
     "name": ((403, b"Invalid Host header - possible DNS rebinding attack detected", "text/plain"), "--allowed-hosts"),

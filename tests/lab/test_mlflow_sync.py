@@ -195,6 +195,45 @@ def test_a_checkpoint_that_a_resumed_run_wrote_again_shows_the_new_digest(make_r
     assert client.get_logged_model(model_id).tags["ckpt.digest"] == "2" * 64
 
 
+def test_an_evaluation_waits_for_the_checkpoint_that_is_being_written(make_run, client, tracking_uri):
+    run_dir = make_run(checkpoint_every=4)
+
+    def pushed():
+        run_id = push(run_dir, tracking_uri).mlflow_run_id
+        return {metric.step for metric in client.get_metric_history(run_id, "eval/loss")}
+
+    with Journal.open(run_dir) as journal:
+        journal.metrics(0, {"eval/loss": 1.0}, checkpoint=0)
+        assert pushed() == set()
+        journal.metrics(1, {"train/loss": 1.0})
+        assert pushed() == {0}
+        journal.metrics(2, {"eval/loss": 0.5}, checkpoint=2)
+        journal.metrics(30, {"system/cpu": 1.0})  # seconds
+        assert pushed() == {0}
+        journal.metrics(3, {"train/loss": 0.5})  # no checkpoint was due
+        assert pushed() == {0, 2}
+        journal.metrics(4, {"eval/loss": 0.25}, checkpoint=4)
+        journal.metrics(4, {"eval/exact_match": 0.5}, checkpoint=4)
+        journal.metrics(5, {"train/loss": 0.5})
+        assert pushed() == {0, 2}  # training has gone on, and the checkpoint is still being written
+        journal.checkpoint(4, "checkpoints/4", "d" * 64, 10)
+        assert pushed() == {0, 2, 4}
+        journal.metrics(8, {"eval/loss": 0.2}, checkpoint=8)
+        journal.metrics(9, {"train/loss": 0.5})
+        assert pushed() == {0, 2, 4}
+        journal.event("checkpoint_failed", step=8, reason="the disk is full")
+        assert pushed() == {0, 2, 4, 8}
+        journal.metrics(10, {"eval/loss": 0.1}, checkpoint=10)  # the run is stopped here, and saves
+        assert pushed() == {0, 2, 4, 8}
+        journal.checkpoint(10, "checkpoints/10", "e" * 64, 10)
+        journal.metrics(12, {"eval/loss": 0.1}, checkpoint=12)
+    assert pushed() == {0, 2, 4, 8, 10, 12}  # it has ended
+    for step, values in {4: {"eval/loss": 0.25, "eval/exact_match": 0.5}, 10: {"eval/loss": 0.1}}.items():
+        model = f"s{step:06d}-dpo_nano-3a61"
+        [found] = client.search_logged_models(["1"], filter_string=f"name = '{model}'")
+        assert {m.key: m.value for m in found.metrics} == values
+
+
 @pytest.mark.parametrize(
     ("status", "expected"), [("finished", "FINISHED"), ("failed", "FAILED"), ("killed", "KILLED"), (None, "KILLED")]
 )

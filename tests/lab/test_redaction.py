@@ -99,6 +99,9 @@ def test_bytes_and_trees_and_arguments():
     assert redactor.holds_secret(b"x " + TOKENS[0].encode()) and not redactor.holds_secret(b"\x00\xff")
     tree = {"a": [TOKENS[0], 1, None, {"b": "pässword1"}], TOKENS[0][:5]: True}
     assert redactor.tree(tree) == {"a": [REDACTED, 1, None, {"b": REDACTED}], TOKENS[0][:5]: True}
+    named = {"tags": {"api_token": "short", "use_token": "true", "tokens": "8", "keys": 1}, "my.password": "x"}
+    kept = {"use_token": "true", "tokens": "8", "keys": 1}
+    assert redactor.tree(named) == {"tags": {"api_token": REDACTED} | kept, "my.password": REDACTED}
     assert redactor.argument("tracking.tags.api_token=short") == f"tracking.tags.api_token={REDACTED}"
     assert redactor.argument("--set=tracking.tags.api_token=short") == f"--set=tracking.tags.api_token={REDACTED}"
     assert redactor.argument("samples.max_new_tokens=8") == "samples.max_new_tokens=8"

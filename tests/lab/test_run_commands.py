@@ -102,6 +102,27 @@ def test_sync_pushes_what_is_missing_and_then_nothing(invoke, make_run, train, t
     assert all(is_complete(run_dir, tracking_uri) for run_dir in run_dirs)
 
 
+def test_a_run_that_died_before_its_manifest_holds_up_no_other(invoke, make_run, train, tmp_path, tracking_uri):
+    Journal.open(tmp_path / "runs/dpo_nano-20261123-080000-dead").close()
+    run_dir = make_run("dpo_nano-20261123-090000-beef")
+    train(run_dir)
+    assert "beef: 20 points pushed (complete)" in invoke("sync")
+    assert is_complete(run_dir, tracking_uri)
+    assert invoke("sync") == "Everything is in MLflow.\n"
+    assert "dead: not pushed: " in invoke("sync", "dead", error=EnvironmentProblem)
+
+
+def test_a_run_that_cannot_be_pushed_is_told_and_the_others_go_on(invoke, make_run, train, tracking_uri):
+    broken, run_dir = make_run(), make_run("dpo_nano-20261123-090000-beef")
+    for folder in (broken, run_dir):
+        train(folder)
+    (broken / "manifest.json").write_text("{")
+    out = invoke("sync", error=EnvironmentProblem)
+    assert "3a61: not pushed: " in out and "manifest.json: not valid JSON" in out
+    assert "beef: 20 points pushed (complete)" in out and "1 of 2 runs are not in MLflow yet" in out
+    assert is_complete(run_dir, tracking_uri)
+
+
 def test_sync_without_a_server_says_what_waits(invoke, make_run, train, monkeypatch):
     train(make_run())
     monkeypatch.setenv("TUNIX_LAB_TRACKING_URI", "http://127.0.0.1:9")

@@ -117,6 +117,19 @@ def test_signals(run_dir, signum):
     assert stopped.value.exit_code == 128 + signum
 
 
+def test_sigterm_after_the_warning_of_a_batch_system_lets_the_run_save(run_dir):
+    trainer, stopping = Trainer(), Stopping(run_dir, None, None)
+    with stopping.on_signals(trainer):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert trainer.asked == 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped) as stopped:
+        stopping.raise_stopped(trainer)
+    assert stopped.value.exit_code == 128 + signal.SIGUSR1
+
+
 def test_a_state_that_is_not_on_disk_is_not_called_saved(run_dir):
     trainer, stopping = Trainer(), Stopping(run_dir, None, 1.0)
     stopping.after_update(trainer)

@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from sweep_project import SPEC, TRIAL, log, make, make_home, said, statuses, wait_for
+from sweep_project import RATES, SPEC, TRIAL, log, make, make_home, said, statuses, wait_for
 
 from tunix_lab.errors import Stopped, UserError
 from tunix_lab.lab.record.journal import read_events, read_metrics, run_status
 from tunix_lab.lab.sweeps.queue import Queue
-from tunix_lab.lab.sweeps.sweep import Plan, find_sweep
+from tunix_lab.lab.sweeps.space import Space
+from tunix_lab.lab.sweeps.sweep import Plan, find_sweep, prepare
 from tunix_lab.lab.sweeps.worker import Worker
 from tunix_lab.spec import LabSettings, SpecError, load, spec_hash
 
@@ -107,6 +109,48 @@ def test_a_failed_trial_stops_no_other_and_is_tried_again_on_request(home):
     assert (sweep_dir / "trials/0000/outcome-1.json").exists()
 
 
+def test_no_secret_that_a_trial_says_reaches_the_records_of_the_sweep(home, monkeypatch):
+    secret = "plain-value-of-a-token"
+    monkeypatch.setenv("MY_SERVICE_TOKEN", secret)
+    program = f"print('x' * 5000 + {secret!r}, flush=True); print({secret!r} + ' refused'); exit(4)"
+    sweep_dir = make(home, ("optimizer.learning_rate=1.0",))
+    Worker(sweep_dir, home, LabSettings(), command=[sys.executable, "-c", program]).work()
+    (entry,) = Queue(sweep_dir).entries()
+    assert entry.outcome.message == "exit code 4: <redacted> refused"
+    assert (sweep_dir / "sweep.csv").exists() and (sweep_dir / "sweep.json").exists()
+    holding = [path.name for path in sweep_dir.rglob("*") if path.is_file() and secret in path.read_text(errors="replace")]
+    assert holding == ["log.txt"]
+
+
+def test_a_secret_cut_by_the_length_of_a_message_is_known_as_one(home, monkeypatch):
+    secret = "plain-value-of-a-token"
+    monkeypatch.setenv("MY_SERVICE_TOKEN", secret)
+    sweep_dir = make(home, ("optimizer.learning_rate=1.0",))
+    program = f"print('x' * 290 + {secret!r} + 'y' * 5000); exit(4)"
+    Worker(sweep_dir, home, LabSettings(), command=[sys.executable, "-c", program]).work()
+    (entry,) = Queue(sweep_dir).entries()
+    assert "xxx<redacte" in entry.outcome.message and "plain" not in entry.outcome.message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "axes", "named"),
+    [
+        (["tracking.tags.note=plain-value-of-a-token"], RATES, "--set tracking.tags.note holds"),
+        (["tracking.tags.api_token=opaque"], RATES, "--set tracking.tags.api_token holds"),
+        ([], ("model.init.from=plain-value-of-a-token,x",), "--grid model.init.from holds"),
+        ([], RATES, "spec.yaml: tracking.tags.note holds"),
+    ],
+)
+def test_a_secret_among_the_values_of_a_sweep_is_refused(home, monkeypatch, overrides, axes, named):
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "plain-value-of-a-token")
+    if not overrides and axes is RATES:
+        (home / "spec.yaml").write_text(SPEC.replace("sweeps}", "sweeps, tags: {note: a plain-value-of-a-token}}"))
+    with pytest.raises(UserError) as caught:
+        prepare(home / "spec.yaml", overrides, Space("grid", axes), home, LabSettings())
+    assert named in str(caught.value) and "plain-value" not in str(caught.value) and "opaque" not in str(caught.value)
+    assert caught.value.exit_code == 2 and not (home / "runs").exists()
+
+
 def test_a_sweep_of_failures_has_failed(home):
     sweep_dir = make(home, ("optimizer.learning_rate=1.0",))
     (home / "control/fail-0").touch()
@@ -162,18 +206,43 @@ def test_a_run_that_outlived_its_worker_counts(home):
     assert work(home, sweep_dir)[0].mean == 0.5 and said(home, "begins") == []
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(home, processes):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_the_same_command_goes_on(home, processes, signum):
     sweep_dir = make(home, seeds=1)
     (home / "control/hold-1").touch()
     worker = start(home, sweep_dir, processes, jobs=1)
     wait_for(lambda: "1" in said(home, "begins"))
-    worker.send_signal(signal.SIGINT)
-    assert worker.wait(20) == 128 + signal.SIGINT
+    worker.send_signal(signum)
+    assert worker.wait(20) == 128 + signum
     assert said(home, "saved") == ["1"] and run_status(sweep_dir).status == "killed"
     assert statuses(sweep_dir) == ["finished", "waiting", "waiting"]
     (home / "control/hold-1").unlink()
     work(home, make(home))
     assert said(home, "begins") == ["0", "1", "2"] and said(home, "goes on") == ["1"]
+
+
+def test_the_warning_of_a_batch_system_to_a_trial_alone_is_no_failure(home, processes):
+    sweep_dir = make(home)
+    (home / "control/hold-1").touch()
+    worker = start(home, sweep_dir, processes)
+    wait_for(lambda: "1" in said(home, "begins"))
+    (trial,) = (pid for number, what, pid, _ in log(home) if (number, what) == ("1", "begins"))
+    os.kill(trial, signal.SIGUSR1)
+    assert worker.wait(20) == 75
+    assert said(home, "saved") == ["1"] and statuses(sweep_dir) == ["finished", "waiting", "waiting"]
+
+
+def test_sigterm_after_the_warning_of_a_batch_system_waits_for_the_trials(home, processes):
+    sweep_dir = make(home)
+    (home / "control/hold-0").touch()
+    (home / "control/slow").touch()
+    worker = start(home, sweep_dir, processes)
+    wait_for(lambda: said(home, "begins") == ["0"])
+    worker.send_signal(signal.SIGUSR1)
+    time.sleep(0.4)  # the trial is saving
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 128 + signal.SIGUSR1
+    assert said(home, "saved") == ["0"] and statuses(sweep_dir) == ["waiting"] * 3
 
 
 def test_a_time_budget_of_a_trial_ends_the_worker_and_is_no_failure(home):

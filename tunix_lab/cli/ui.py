@@ -24,7 +24,7 @@ def ui(
     store = parse_store(project.tracking_uri)
     if store.sqlite_file is None:  # somebody else serves it
         check_store(store)
-        _print_pages(console, page_urls(store, store.page))
+        _print_pages(console, page_urls(store, store.shown))
         return
     if host not in ("127.0.0.1", "::1", "localhost"):
         console.print(f"Anyone who reaches {host} can read and change these runs: there is no password.")

@@ -28,6 +28,7 @@ from tunix_lab.models.catalog import load_model
 from tunix_lab.models.decoder import Decoder
 from tunix_lab.sft.dpo.dpo_trainer import answer_logps
 from tunix_lab.spec import LabSettings, tracking_uri
+from tunix_lab.spec.render import to_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +87,9 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
     run_id = new_run_id(f"evaluate-{found.name}")
     run_dir = home / "runs" / run_id
     with Journal.open(run_dir) as journal:
-        described = {key: str(value) for key, value in dataclasses.asdict(evaluation).items() if value is not None}
-        text = "".join(f"{key}: {value}\n" for key, value in described.items())
+        given = {key: value for key, value in dataclasses.asdict(evaluation).items() if value is not None}
+        described = {key: str(value) for key, value in given.items()}
+        text = to_yaml({key: value if isinstance(value, int) else str(value) for key, value in given.items()})
         git = git_state(home)
         write_manifest(run_dir, _manifest(run_id, evaluation, found, described, home, git), text, text, git)
         follower = start_follower(run_dir, tracking_uri(settings, home)) if settings.replicates else None

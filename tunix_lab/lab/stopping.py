@@ -48,15 +48,23 @@ class Stopping:
         self._parent = os.getppid() if os.environ.get("DVC_STAGE") else None
         self._reason: str | None = None
         self._exit_code = 75
+        self._is_warned = False
 
     @contextlib.contextmanager
     def on_signals(self, trainer: PeftTrainer) -> Iterator[None]:
-        """Within it the first signal asks the trainer to stop; a second one ends the process at once."""
+        """Within it the first signal asks the trainer to stop; a second one ends the process at once.
+
+        A SIGTERM after SIGUSR1 is no second one: a batch system sends both, and so do it and the worker of a sweep together.
+        """
 
         def stop(signum: int, frame: Any) -> None:
+            if self._is_warned and signum == signal.SIGTERM:
+                self._is_warned = False
+                return
             if self._reason is not None:
                 raise KeyboardInterrupt
             self._exit_code = 128 + signum
+            self._is_warned = signum == signal.SIGUSR1
             self._stop(trainer, signal.Signals(signum).name, "once more ends at once")
 
         before = {signum: signal.signal(signum, stop) for signum in SIGNALS}

@@ -37,12 +37,18 @@ def _leaves(value: Any, name: str) -> list[tuple[str, Leaf]]:
 
 def resolved_yaml(spec: ExperimentSpec) -> str:
     """`spec` with all its values, parents and overrides worked in."""
-    from ruamel.yaml import YAML
     from ruamel.yaml.scalarstring import LiteralScalarString
 
     data = to_data(spec)
     if "\n" in spec.description:
         data["description"] = LiteralScalarString(spec.description)
+    return to_yaml(data)
+
+
+def to_yaml(data: Any) -> str:
+    """JSON-like data as YAML."""
+    from ruamel.yaml import YAML
+
     yaml = YAML()
     yaml.width = 4096  # never fold a long line
     stream = io.StringIO()

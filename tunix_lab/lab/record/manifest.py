@@ -11,6 +11,7 @@ from tunix_lab.lab.origin import base_identity, base_name, teacher_identity, tea
 from tunix_lab.lab.record.environment import env_lock, environment, lock_file_digests
 from tunix_lab.lab.record.git_state import GitState
 from tunix_lab.lab.record.journal import write_atomically
+from tunix_lab.lab.record.redacted_yaml import redacted_yaml
 from tunix_lab.lab.record.redaction import Redactor
 from tunix_lab.lab.record.run_state import BUNDLE, ENV_LOCK, MANIFEST, PATCH
 from tunix_lab.lab.record.untracked import bundle_untracked
@@ -112,6 +113,7 @@ def make_manifest(
         "algorithm": spec.algorithm.kind,
         "primary_metric": spec.tracking.primary_metric,
         "higher_is_better": spec.tracking.higher_is_better,
+        "checkpoint_every": spec.checkpoint.every,
         "seed": spec.seed,
         "identity": inputs.identity(spec),
         "inputs": inputs.described(),
@@ -190,9 +192,11 @@ def write_manifest(
     """
     redactor = Redactor.of_process() if redactor is None else redactor
     run_dir.mkdir(parents=True, exist_ok=True)
-    raw = {"spec.yaml": spec_text.encode(), "resolved.yaml": resolved.encode(), ENV_LOCK: env_lock().encode()}
-    raw |= {PATCH: git.patch} if git.patch else {}
-    files = {name: redactor.data(content) for name, content in raw.items()}
+    texts = {"spec.yaml": spec_text, "resolved.yaml": resolved}
+    others = {ENV_LOCK: env_lock().encode()} | ({PATCH: git.patch} if git.patch else {})
+    raw = {name: text.encode() for name, text in texts.items()} | others
+    files = {name: redacted_yaml(text, redactor).encode() for name, text in texts.items()}
+    files |= {name: redactor.data(content) for name, content in others.items()}
     redacted = [name for name in raw if files[name] != raw[name]]
     untracked = None if git.top is None else bundle_untracked(git.top, git.untracked, redactor)
     if untracked is not None and untracked.bundle is not None:

@@ -1,6 +1,7 @@
 """Keeps secrets out of what a run writes: values the environment calls secret, tokens by their shape, passwords in addresses."""
 
 import fnmatch
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ _SECRET_NAME = re.compile(
 )
 _SHORTEST = 6  # a value of fewer characters is found in every text, and taking it out would ruin them
 _NOT_SECRET = {"true", "false", "default", "enabled", "disabled"}
+_SWITCHES = _NOT_SECRET | {"", "0", "1"}  # what a variable may say whose name only sounds like a secret
 # (what every match contains, pattern, replacement): a text without the former is not searched, which is most of the time.
 _SHAPES = tuple(
     (marker, re.compile(pattern, re.DOTALL), replacement)
@@ -54,6 +56,7 @@ class Redactor:
     def __init__(self, environment: Mapping[str, str]) -> None:
         values = {value.strip() for name, value in environment.items() if is_secret_name(name)}
         values = {value for value in values if len(value) >= _SHORTEST and value.lower() not in _NOT_SECRET}
+        values |= {written for value in values for written in _escaped(value)}
         # The longest first: one value may be a part of another.
         self._values = sorted(values, key=lambda value: (-len(value), value))
 
@@ -76,11 +79,11 @@ class Redactor:
         return self.text(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
     def tree(self, value: Any) -> Any:
-        """The same for every text in nested mappings and lists, keys excepted."""
+        """The same for every text in nested mappings and lists, keys excepted; a key may say that its text is secret."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
-            return {key: self.tree(item) for key, item in value.items()}
+            return {key: REDACTED if _is_told_secret(key, item) else self.tree(item) for key, item in value.items()}
         return [self.tree(item) for item in value] if isinstance(value, list | tuple) else value
 
     def argument(self, argument: str) -> str:
@@ -99,6 +102,16 @@ class Redactor:
 def is_secret_name(name: str) -> bool:
     """Whether the name of a variable says that its value is secret: HF_TOKEN, but not TOKENIZERS_PARALLELISM."""
     return _SECRET_NAME.search(name) is not None
+
+
+def _is_told_secret(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, str) and is_secret_name(key) and value.strip().lower() not in _SWITCHES
+
+
+def _escaped(value: str) -> set[str]:
+    """How JSON, double and single quotes of YAML, and Python write `value`."""
+    written = {json.dumps(value, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
+    return written | {value.replace("'", "''"), repr(value)[1:-1]}
 
 
 def is_key_file(path: str) -> bool:

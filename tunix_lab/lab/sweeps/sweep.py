@@ -21,13 +21,14 @@ from tunix_lab.lab.record.git_state import GitState, git_state
 from tunix_lab.lab.record.journal import find_run, list_runs, new_run_id, read_manifest
 from tunix_lab.lab.record.jsonl import write_atomically
 from tunix_lab.lab.record.manifest import write_manifest
+from tunix_lab.lab.record.redaction import Redactor
 from tunix_lab.lab.sweeps.queue import Queue
 from tunix_lab.lab.sweeps.results import Ranking
 from tunix_lab.lab.sweeps.space import Space, Trial, trials_of
 from tunix_lab.lab.sweeps.tpe import require_optuna
 from tunix_lab.lab.upstream import make_missing
 from tunix_lab.lab.versioning import stage_tags
-from tunix_lab.spec import LabSettings, LoadedSpec, SpecError, load, resolved_yaml, spec_hash
+from tunix_lab.spec import LabSettings, LoadedSpec, SpecError, flatten, load, resolved_yaml, spec_hash
 from tunix_lab.spec.errors import Place
 
 PLAN = "plan.json"
@@ -83,11 +84,13 @@ def prepare(
     Raises:
       UserError: with every mistake in the spec and the values, before anything is made or run.
     """
+    _refuse_secrets([("--set", text) for text in overrides] + [(f"--{space.method}", text) for text in space.axes])
     loaded = load(spec, overrides, home)
     space = dataclasses.replace(space, first_seed=loaded.spec.seed)
     if space.method == "tpe":
         require_optuna()
     checked = _check(spec, overrides, space, home)
+    _refuse_secrets([(f"{loaded.path}:", f"{k}={v}") for each in checked for k, v in flatten(each.spec).items()])
     check_places(home, settings)
     with _alone(home):
         for trial_spec in {spec_hash(each.spec): each.spec for each in checked}.values():
@@ -108,6 +111,25 @@ def find_sweep(home: Path, text: str) -> Path:
     if read_manifest(sweep_dir)["kind"] != KIND:
         raise UserError(f"{sweep_dir.name} is a run, not a sweep; `tunix-lab runs` lists both")
     return sweep_dir
+
+
+def _refuse_secrets(written: Sequence[tuple[str, str]]) -> None:
+    """Raises UserError if one of (where it is written, field=value) holds a secret.
+
+    A run replaces it in its record and goes on; a sweep cannot, since its trials are started from what its record says.
+    """
+    redactor = Redactor.of_process()
+    found = dict.fromkeys(f"{where} {text.partition('=')[0]}" for where, text in written if _holds_secret(text, redactor))
+    if found:
+        raise UserError(
+            f"sweep: {', '.join(found)} holds a secret (by its name, by its shape, or as the value of an environment variable), "
+            "which would stand in the records of the sweep: leave it in an environment variable, and out of the experiment"
+        )
+
+
+def _holds_secret(text: str, redactor: Redactor) -> bool:
+    name, _, value = text.partition("=")
+    return redactor.text(text) != text or redactor.tree({name: value}) != {name: value}
 
 
 def _check(spec: Path, overrides: Sequence[str], space: Space, home: Path) -> list[LoadedSpec]:

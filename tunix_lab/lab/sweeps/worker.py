@@ -1,7 +1,7 @@
 """Works on a sweep: claims trials, runs each in a process of its own, and records how they end.
 
 A trial's process that crashes, is killed or runs out of memory takes nothing else with it. Trials are stopped as runs are, by
-SIGTERM, upon which they save; the same command goes on with them from there.
+SIGTERM or SIGUSR1, upon which they save; the same command goes on with them from there.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from typing import Any
 
 from tunix_lab.errors import Stopped
 from tunix_lab.lab.record.journal import Journal, run_status
+from tunix_lab.lab.record.redaction import Redactor
 from tunix_lab.lab.sweeps.bound_process import bound
 from tunix_lab.lab.sweeps.queue import Claim, Entry, Outcome, Queue, left_by_run, read_outcome
 from tunix_lab.lab.sweeps.results import SettingResult, ranked, setting_results, write_results
@@ -30,7 +31,10 @@ _LOOK_SECONDS = 0.2
 _MESSAGE_LENGTH = 300
 _LOG_TAIL = 4000
 _TRY_AGAIN = 75  # see `Stopped`: a stop file or a time budget, not a mistake of the trial
-_STOPS = {sign * signum + offset for signum in (signal.SIGINT, signal.SIGTERM) for sign, offset in ((1, 128), (-1, 0))}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the same as a run knows
+_STOPS = {sign * signum + offset for signum in _SIGNALS for sign, offset in ((1, 128), (-1, 0))}
+# Batch systems send USR1 to every process ahead of their time limit: a trial may have it before its worker, or alone.
+_WARNED = {128 + signal.SIGUSR1, -signal.SIGUSR1}
 
 
 class Worker:
@@ -63,12 +67,12 @@ class Worker:
         """Works until every trial has ended, by whomever, and returns the ranking.
 
         Raises:
-          Stopped: SIGINT or SIGTERM came, or a stop file or a time budget ended a trial; this worker's trials have saved and
-            wait again.
+          Stopped: SIGINT, SIGTERM or SIGUSR1 came, or a stop file, a time budget or SIGUSR1 ended a trial; this worker's
+            trials have saved and wait again.
         """
         with noted_signals() as received, contextlib.ExitStack() as record:
             while True:
-                self._reap(stopping=False)
+                self._reap(stopping=bool(received))  # whoever sent us a signal may have sent it to the trials too
                 if received or self._ended_early is not None:
                     self._stop(received)
                     raise self._stopped(received)
@@ -135,9 +139,9 @@ class Worker:
             if code is None:
                 continue
             self._active.remove((claim, process))
-            if code == _TRY_AGAIN:  # what ended it would end the next one too
-                self._ended_early = _last_line(claim.log)
-            if code == _TRY_AGAIN or (stopping and code in _STOPS | {-signal.SIGKILL}):
+            if code == _TRY_AGAIN or code in _WARNED:  # what ended it would end the next one too
+                self._ended_early = _last_line(claim.log) if code > 0 else "ended by SIGUSR1"
+            if code == _TRY_AGAIN or code in _WARNED or (stopping and code in _STOPS | {-signal.SIGKILL}):
                 claim.release()
                 continue
             outcome = read_outcome(claim.out, code) if code == 0 else Outcome("failed", code, _why(code, claim.log))
@@ -152,7 +156,7 @@ class Worker:
         for _, process in self._active:
             process.terminate()
         while self._active:
-            if len(received) > 1:
+            if _insists(received):
                 for _, process in self._active:
                     process.kill()
             self._reap(stopping=True)
@@ -210,19 +214,27 @@ def _why(code: int, log: Path) -> str:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace").strip().splitlines()
+    """What a trial said last, without secrets: it goes into the records of the sweep."""
+    content = log.read_bytes().rstrip()
+    begin = content.rfind(b"\n", 0, max(len(content) - _LOG_TAIL, 0)) + 1  # of a whole line: a cut secret is not known as one
+    lines = Redactor.of_process().text(content[begin:].decode("utf-8", "replace")).strip().splitlines()
     return lines[-1][:_MESSAGE_LENGTH] if lines else "it printed nothing"
+
+
+def _insists(received: Sequence[int]) -> bool:
+    """Whether a signal came once more. The SIGTERM that follows a batch system's SIGUSR1 is the same request."""
+    return len(received) > 1 + (received[:2] == [signal.SIGUSR1, signal.SIGTERM])
 
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Within it, SIGINT and SIGTERM do nothing but join the list."""
+    """Within it, the signals that stop a worker do nothing but join the list."""
     received: list[int] = []
 
     def note(signum: int, frame: Any) -> None:
         received.append(signum)
 
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, note) for signum in _SIGNALS}
     try:
         yield received
     finally:

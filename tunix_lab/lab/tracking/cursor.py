@@ -22,7 +22,8 @@ class Cursor:
 
     What the store gets is a function of the journal's bytes alone: points in the order of writing, and of each metric only
     those of a higher step than any before. So work that is repeated after a kill repeats the same points with the same
-    timestamps (which MLflow keeps once), and the steps that a resumed run makes again are not drawn twice.
+    timestamps (which MLflow keeps once), and the steps that a resumed run makes again are not drawn twice. Evaluations wait
+    until it is known whether they have a checkpoint, see `settled_end`.
 
     Attributes:
       mlflow_run_id: MLflow's id of the run.

@@ -7,6 +7,7 @@ from pathlib import Path
 from tunix_lab.errors import EnvironmentProblem, UserError
 from tunix_lab.lab.record.run_state import MANIFEST
 from tunix_lab.lab.tracking.artifacts import ARTIFACTS, LAST_ARTIFACTS
+from tunix_lab.lab.tracking.problems import without_credentials
 from tunix_lab.lab.tracking.runs import find_run
 from tunix_lab.lab.tracking.store import impatient_requests, open_store, parse_store
 
@@ -42,7 +43,8 @@ def download_run(tracking_uri: str, run_id: str, folder: Path) -> Path:
                 raise missing
             _download(client, run.info.run_id, target)
         except (MlflowException, requests.RequestException, OSError) as error:
-            raise EnvironmentProblem(f"{store.shown} cannot give run {run_id}: {str(error).splitlines()[0]}") from error
+            reason = without_credentials(store, str(error).splitlines()[0])
+            raise EnvironmentProblem(f"{store.shown} cannot give run {run_id}: {reason}") from error
     if not (target / MANIFEST).is_file():
         raise UserError(f"{store.shown} has run {run_id}, but not its manifest: it was not pushed to the end (`tunix-lab sync`)")
     return target

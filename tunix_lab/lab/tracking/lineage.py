@@ -30,7 +30,7 @@ def read_remote_runs(store: Store) -> list[RunRecord]:
         for model in all_pages(client.search_logged_models, experiment_ids=[*experiments], filter_string=ours):
             models[model.source_run_id].append(model)
     runs.sort(key=lambda run: run.info.start_time)
-    return [_record(run, experiments[run.info.experiment_id], models[run.info.run_id], store.page) for run in runs]
+    return [_record(run, experiments[run.info.experiment_id], models[run.info.run_id], store.shown) for run in runs]
 
 
 def _record(run: "Run", experiment: str, models: "list[LoggedModel]", place: str) -> RunRecord:

@@ -1,11 +1,13 @@
-"""What is wrong with a tracking store, in one line with the remedy; a password in the address is never repeated."""
+"""What is wrong with a tracking store, in one line with the remedy; user and password in the address are never repeated."""
 
+import re
 from urllib.parse import unquote, urlsplit
 
 from tunix_lab.errors import EnvironmentProblem
 from tunix_lab.lab.tracking.store import Store, impatient_requests, open_store
 
 _LONGEST = 300
+_SHORTEST_USER = 6  # a shorter user is no token, and may be a part of any text
 _CREDENTIALS = (
     "give them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, as MLFLOW_TRACKING_TOKEN, or in the address "
     "(https://USER:PASSWORD@HOST)"
@@ -55,12 +57,19 @@ def explain(store: Store, error: Exception) -> str:
         known = next((words for sign, words in _KNOWN.items() if sign in text), None)
         if known is not None:
             return f"tracking server {store.shown} {known}"
-    text = _without_password(store, text)
+    text = without_credentials(store, text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
-def _without_password(store: Store, text: str) -> str:
-    password = urlsplit(store.uri).password
-    for secret in {password, unquote(password)} if password else ():
+def without_credentials(store: Store, text: str) -> str:
+    """Takes out what stands before the host in the address. A token may stand there as the user, with or without a password."""
+    parts = urlsplit(store.uri)
+    userinfo = parts.netloc.rpartition("@")[0]
+    for written in {userinfo, unquote(userinfo)} - {""}:
+        text = text.replace(f"{written}@", "")
+    for secret in {parts.password or "", unquote(parts.password or "")} - {""}:
         text = text.replace(secret, "***")
+    for user in {parts.username or "", unquote(parts.username or "")}:
+        if len(user) >= _SHORTEST_USER:
+            text = re.sub(rf"(?<!\w){re.escape(user)}(?!\w)", "***", text)
     return text

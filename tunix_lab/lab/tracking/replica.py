@@ -5,7 +5,7 @@ Every method may be repeated, and may be cut off at any point by a kill or a los
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from tunix_lab.lab.tracking.checkpoints import find_checkpoint, log_checkpoint, 
 from tunix_lab.lab.tracking.cursor import Cursor, nested_under, new_values, save_cursor
 from tunix_lab.lab.tracking.inputs import DIGEST_LIMIT, dataset_inputs, log_base, origin_tags, output_tags, param_text
 from tunix_lab.lab.tracking.runs import create_run, find_run, remove_twins
+from tunix_lab.lab.tracking.settled import CHECKPOINT, settled_end
 from tunix_lab.lab.tracking.store import Store
 from tunix_lab.lab.tracking.views import EVALUATE, experiment_tags, write_experiment_tags
 
@@ -66,7 +67,10 @@ class Replica:
         self._describe(run)
         self._inputs()
         known = (self.run_dir / METRICS).stat().st_size if self.state.attempt else 0
-        self._checkpoints()  # a line's checkpoint is journaled before it, so every line up to `known` finds its model
+        events = list(read_events(self.run_dir))
+        self._checkpoints(events)
+        if self.state.status == "running" and self.manifest["kind"] == "train":
+            known = settled_end(self.run_dir, self.cursor.offset, known, events, self.manifest.get("checkpoint_every"))
         self._metrics(known)
         self._artifacts(ARTIFACTS)
         self._nest()
@@ -210,10 +214,10 @@ class Replica:
         entry = self.cursor.models.get(str(step))
         return None if entry is None else entry[0]
 
-    def _checkpoints(self) -> None:
+    def _checkpoints(self, events: Iterable[Mapping[str, Any]]) -> None:
         """One external LoggedModel per checkpoint: link and hashes. The weights stay where they are."""
-        for event in read_events(self.run_dir):
-            if event["kind"] != "checkpoint":
+        for event in events:
+            if event["kind"] != CHECKPOINT:
                 continue
             model_id, digest = self.cursor.models.get(str(event["step"]), (None, None))
             if digest == event["digest"]:

@@ -54,13 +54,9 @@ class Store:
 
     @property
     def shown(self) -> str:
-        """The address without a password."""
-        parts = urlsplit(self.uri)
-        return self.uri if parts.password is None else self.uri.replace(f":{parts.password}@", ":***@")
-
-    @property
-    def page(self) -> str:
-        """The address without user and password, as a browser is to open it."""
+        """The address without user and password, either of which may be a token; a browser may open it."""
+        if self.sqlite_file is not None:
+            return self.uri
         parts = urlsplit(self.uri)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
@@ -86,7 +82,7 @@ def parse_store(tracking_uri: str) -> Store:
         usable = False
     if usable:
         return Store(tracking_uri.rstrip("/"), None)
-    shown = re.sub(r"://([^:/@]*):.*@", r"://\1:***@", tracking_uri)
+    shown = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", r"\1", tracking_uri, flags=re.DOTALL)
     database = re.split(r"[+:]", tracking_uri)[0] in ("postgresql", "postgres", "mysql", "mssql")
     hint = "; a database is for `mlflow server` alone: give the address of that server" if database else ""
     raise EnvironmentProblem(
