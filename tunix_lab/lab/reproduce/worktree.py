@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tunix_lab.errors import Mismatch, UserError
+from tunix_lab.errors import EnvironmentProblem, Mismatch, UserError
 from tunix_lab.lab.record.git_state import git_state
 from tunix_lab.lab.record.redaction import Redactor
 from tunix_lab.lab.record.untracked import unpack
@@ -141,4 +141,7 @@ def _run(folder: Path, *arguments: str, data: bytes | None = None) -> "subproces
     """Runs git in a folder without the user's hooks, whatever repository the environment names."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), "-c", "core.hooksPath=/dev/null", *arguments]
-    return subprocess.run(command, input=data, capture_output=True, env=environment, check=False)
+    try:
+        return subprocess.run(command, input=data, capture_output=True, env=environment, check=False)
+    except FileNotFoundError:
+        raise EnvironmentProblem("making a run again needs git, which is not installed here") from None
