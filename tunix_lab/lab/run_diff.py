@@ -87,15 +87,16 @@ def diff_runs(a: Path, b: Path) -> RunDiff:
     prints = read_fingerprints(a), read_fingerprints(b)
     values = metrics_of(a), metrics_of(b)
     roles = {difference.name.split()[0] for difference in data}
+    before = _before(configuration, data)
     return RunDiff(
         a=a.name,
         b=b.name,
         configuration=configuration,
         environment=environment_differences(a, one, b, two),
         data=data,
-        before=_before(configuration, data),
+        before=before,
         updates=tuple((min(steps), max(steps)) if steps else None for steps in prints),
-        divergence=first_divergence(*prints, same_data=not roles & {"data", "tokenizer", "chat_template"}),
+        divergence=first_divergence(*prints, same_data=not roles & {"data", "tokenizer", "chat_template"}, same_start=not before),
         metrics=metric_gaps(*values),
         compared=len(values[0].keys() & values[1].keys()),
         only=(len(values[0].keys() - values[1].keys()), len(values[1].keys() - values[0].keys())),
