@@ -63,6 +63,17 @@ def remove_worktree(project: Path, top: Path) -> None:
     _git(project, "worktree", "prune")
 
 
+def runs_made(home: Path) -> list[Path]:
+    """The run directories in a project folder that its commit did not bring, the newest last."""
+    folder = home / "runs"
+    if not folder.is_dir():
+        return []
+    listed = _git(home, "ls-files", "-z", "--", "runs").decode("utf-8", "surrogateescape").split("\0")
+    tracked = {Path(path).parts[1] for path in listed if path}
+    made = [path for path in folder.iterdir() if path.is_dir() and path.name not in tracked]
+    return sorted(made, key=lambda path: path.stat().st_ctime)
+
+
 def _ensure_commit(project: Path, recorded: Recorded) -> None:
     """The commit must be in the repository; where it is not, its remote is asked once."""
     commit, known = recorded.git["commit"], f"{recorded.git['commit']}^{{commit}}"
