@@ -33,7 +33,7 @@ from tunix_lab.lab.versioning import dvc_digest
 
 __all__ = ["repository"]  # a fixture
 
-SAME = RunDiff("old", "new", [], [], [], [], ((1, 4), (1, 4)), None, [], 8, (0, 0), ("d", "d"))
+SAME = RunDiff("old", "new", [], [], [], ([], []), [], ((1, 4), (1, 4)), None, [], 8, (0, 0), ("d", "d"))
 GAP = Gap(1.0, 1.0001)
 PARTED = Divergence(3, "update", "the same gradient", ("layers.2", "layers.3"), GAP, GAP, 4, GAP, GAP, 2, False)
 
@@ -278,6 +278,19 @@ def test_what_was_trained_stays_until_it_is_in_the_project(again):
     assert again().grade == "bit for bit"
     assert again.times() == 1 and "going on with an interrupted attempt (--fresh starts anew)" in again.say
     assert (again.project / "runs/new-1/reproduction.json").is_file() and not again.workspace.exists()
+
+
+def test_a_run_that_went_on_with_other_code_is_told_before_it_is_made_again(again):
+    for origin in ({"git.commit": "aaa"}, {"git.commit": "bbb"}):
+        with Journal.open(again.project / "runs/old-1", origin) as journal:
+            journal.finish("finished")
+    told = "the original went on in attempt 3 with another git.commit: aaa → bbb; the record holds attempt 1"
+    with pytest.raises(EnvironmentProblem, match="differences, and --strict allows none") as refused:
+        again(strict=True, check=True)
+    differs = [line for line in again.say if line.startswith("differs")]
+    assert differs[-1] == f"differs  {told}" and f"old-1: {len(differs)} differences" in str(refused.value)
+    result = again()
+    assert result.grade == "bit for bit" and result.notes == [told] and f"differs  {told}" in again.say
 
 
 def test_a_new_run_that_the_environment_ended_goes_on(again):

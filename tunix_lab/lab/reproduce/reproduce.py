@@ -22,7 +22,7 @@ from tunix_lab.lab.reproduce.recorded import Recorded, open_record
 from tunix_lab.lab.reproduce.reproduction import RECORD, Reproduction, graded
 from tunix_lab.lab.reproduce.training import child_environment, package_of, train
 from tunix_lab.lab.reproduce.worktree import Worktree, make_worktree, remove_worktree, runs_made
-from tunix_lab.lab.run_diff import Difference, diff_runs, differences, environment_of
+from tunix_lab.lab.run_diff import Difference, diff_runs, differences, environment_of, went_on_with
 
 _PROBE = "import json; from tunix_lab.lab.record.devices import hardware; print(json.dumps(hardware()))"
 _READY = "ready.json"  # an attempt that has its code; it can be gone on with
@@ -84,7 +84,8 @@ def reproduce(project: Path, text: str, *, tracking_uri: str, cache: Path, optio
             if options.check:
                 return None
             new, failed = train(recorded, tree, workspace, lock)
-            notes = [*tree.notes, *changed_inputs(recorded.manifest["input_files"], project, tree.home), *failed]
+            notes = [*tree.notes, *changed_inputs(recorded.manifest["input_files"], project, tree.home)]
+            notes += [*told_changes(recorded), *failed]
             result = graded(diff_runs(recorded.folder, new), options.tolerance, notes)
             with writing(project / "runs" / new.name):
                 _adopt(new, project / "runs" / new.name, result)
@@ -155,9 +156,24 @@ def _compare_surroundings(recorded: Recorded, tree: Worktree, options: Options, 
     _say_differences(found, say)
     if not found:
         say("environment as recorded")
-    if options.strict and (found or tree.notes):
-        raise EnvironmentProblem(f"run {recorded.run_id}: {len(found) + len(tree.notes)} differences, and --strict allows none")
+    went_on = told_changes(recorded)
+    for line in went_on:
+        say(f"differs  {line}")
+    count = len(found) + len(tree.notes) + len(went_on)
+    if options.strict and count:
+        raise EnvironmentProblem(f"run {recorded.run_id}: {count} differences, and --strict allows none")
     return found
+
+
+def told_changes(recorded: Recorded) -> list[str]:
+    """What the run itself had otherwise in a later attempt: the record holds its first, and only that can be made again."""
+    told = []
+    for entry in went_on_with(recorded.folder):
+        _, attempt, name = entry.name.split(" ", 2)
+        told.append(
+            f"the original went on in attempt {attempt} with another {name}: {entry.a} → {entry.b}; the record holds attempt 1"
+        )
+    return told
 
 
 def _say_differences(found: list[Difference], say: Say) -> None:
