@@ -253,6 +253,37 @@ def test_data(case, verb, home, cli):
     assert not [text for text in case.unsaid if text in printed]
 
 
+PROMPTS = {
+    "no prompt": (b'{"question": "a"}\n', (":1: column 'prompt' is missing; the row has 'question'",)),
+    "no text": (
+        b'{"prompt": "a"}\n{"prompt": 5}\n{"prompt": []}\n',
+        (":2: column 'prompt' must be text or a list of messages, got int", ":3: column 'prompt' must be text or a"),
+    ),
+    "text that is none": (b'{"text": ["a"]}\n', (":1: column 'text' must be text, got list",)),
+    "a message alone": (b'{"messages": [{"role": "user", "content": "a"}]}\n', (":1: chat: the messages before the last one",)),
+    "an answer alone": (b'{"messages": [{"role": "assistant", "content": "a"}]}\n', (":1: chat: the messages before the",)),
+    "messages that are none": (
+        b'{"messages": "a"}\n{"messages": null}\n{"messages": ["a", "b"]}\n',
+        (":1: column 'messages' must be a list of messages (and so in 2 more rows)",),
+    ),
+    "messages of another shape": (
+        b'{"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}\n{"prompt": [{"from": "human"}]}\n',
+        (":1: chat: a message is", ":2: chat: a message is"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), PROMPTS.values(), ids=PROMPTS.keys())
+def test_prompts_of_samples(content, said, home, cli):
+    """Told before there is a run, and before weights are read."""
+    path = home / "prompts.jsonl"
+    path.write_bytes(content)
+    code, printed = cli("run", "spec.yaml", "--set", "samples={every: 1, prompts: prompts.jsonl}")
+    assert code == 2
+    for mistake in said:
+        assert any(f"{path}{mistake}" in line for line in printed.splitlines()), f"{mistake!r} is not said in\n{printed}"
+
+
 def test_a_folder_in_place_of_a_file(home, cli):
     (home / "rows.jsonl").mkdir()
     assert cli("run", "spec.yaml", "--set", "data.train=rows.jsonl") == (

@@ -9,19 +9,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tunix_lab.data.chat import render_chat
+from tunix_lab.data.chat import render_chat, render_prompt
 from tunix_lab.data.order import Share
 from tunix_lab.data.rows import place_of
 from tunix_lab.data.tokenizer_training import train_tokenizer
 from tunix_lab.errors import UserError
 from tunix_lab.lab import sources
 from tunix_lab.lab.build import build_data
-from tunix_lab.lab.datasets import load_dataset
+from tunix_lab.lab.datasets import Dataset, load_dataset
+from tunix_lab.lab.prompts import make_prompts, sample_prompts
 from tunix_lab.lab.record.git_state import GitState
 from tunix_lab.lab.record.manifest import digest_inputs, make_manifest
 from tunix_lab.lab.sources import data_files, project_paths
 from tunix_lab.lab.versioning import file_md5
 from tunix_lab.spec import ExperimentSpec
+from tunix_lab.spec.training import SamplesSpec
 from tunix_lab.tasks import arithmetic, word_problems
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -312,3 +314,32 @@ def test_files_by_key(home):
     assert [file.key for file in data_files(spec, home, "train")] == ["train.0", "train.1"]
     assert [file.key for file in data_files(spec, home, "validation")] == ["validation.0", "validation.1"]
     assert [file.key for file in data_files(spec_of(), home, "validation")] == ["validation"]
+
+
+# ---- prompts of samples --------------------------------------------------------------------------------------------------
+
+
+def test_prompts_of_a_file_follow_the_columns_of_the_data(home, tokenizer, rows):
+    """Also without the column of the answers, and where the file has the names that are read."""
+    (home / "asked.csv").write_text("question\na b\n")
+    for name, said in (("b.parquet", [r["prompt"] for r in rows[60:62]]), ("asked.csv", ["a b"]), ("a.jsonl", [])):
+        spec = spec_of(validation=A, train=A, columns={"prompt": "question", "completion": "answer"})
+        spec = spec.model_copy(update={"samples": SamplesSpec(prompts=name, count=2)})
+        prompts = sample_prompts(spec, home, Dataset("validation", []), tokenizer)
+        assert [prompt.text for prompt in prompts] == (said or [row["prompt"] for row in rows[:2]])
+    assert prompts[0].reference == rows[0]["answer"]  # as for the data, what the spec says comes before what the file says
+    assert prompts[0].ids.tolist() == render_prompt(tokenizer, rows[0]["prompt"]).tolist()
+
+
+def test_prompts_of_the_validation_split(home, tokenizer, rows):
+    spec = spec_of(validation=[A, B]).model_copy(update={"samples": SamplesSpec(count=62)})
+    prompts = sample_prompts(spec, home, load_dataset(spec, home, "validation", tokenizer), tokenizer)
+    assert [prompt.text for prompt in prompts] == [row["prompt"] for row in rows[:62]]
+    assert sample_prompts(spec_of(), home, Dataset("validation", []), tokenizer) == []
+
+
+def test_the_prompt_of_a_chat_ends_before_its_last_answer(tokenizer):
+    turns = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "abcd", strict=True)]
+    made = make_prompts([{"messages": turns}, {"messages": turns[:3]}, {"text": "a b c d"}], tokenizer)
+    assert [(prompt.text, prompt.reference) for prompt in made] == [("c", "d"), ("a", "b"), ("a b", "a b c d")]
+    assert made[0].ids.tolist() == render_prompt(tokenizer, turns[:3]).tolist()

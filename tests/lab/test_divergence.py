@@ -104,10 +104,49 @@ def test_a_step_without_hashes_still_shows_its_loss():
     bare = {"grads": {}, "params": {}, "rest": ""}
     a, b = run(s2=bare, s3=bare), run(s2=bare, s3=bare | {"loss": 0.7})
     found = first_divergence(a, b, True)
-    assert (found.step, found.cause, found.layers, found.same_params_after) == (3, "gradient", (), 1)
-    assert found.detail.endswith("(layers were not hashed at this step)")
+    assert (found.step, found.cause, found.layers, found.same_params_after) == (3, "update or gradient", (), 1)
+    assert "(layers were not hashed at this step); the update of step 2 or this gradient differs" in found.detail
     # one run hashed this step and the other did not: hashes alone are no difference
     assert first_divergence(run(), run(s3=bare), True) is None
+
+
+BARE = {"params": {}, "rest": ""}
+
+
+@pytest.mark.parametrize(
+    ("bare", "step", "same_start", "said"),
+    [
+        ((1,), 2, True, "; the update of step 1 or this gradient differs, since no parameters were hashed before it"),
+        ((1, 2, 3), 4, True, "; the update of a step from 1 to 3 or this gradient differs, since no parameters were"),
+        (
+            (2, 3),
+            4,
+            False,
+            "; the update of a step from 2 to 3 or this gradient differs, since no parameters were hashed in both",
+        ),
+        ((1, 2), 3, False, "; the parameters at the start, the update of a step from 1 to 2 or this gradient differs, since"),
+    ],
+)
+def test_a_gradient_after_an_update_that_was_not_hashed_can_follow_from_it(bare, step, same_start, said):
+    """Another learning rate changes update 1; where its parameters were not hashed, the loss of update 2 is the first to tell."""
+    missing = {f"s{i}": BARE for i in bare}
+    for a, b in ((run(**missing), run()), (run(**missing), run(**missing)), (run(), run(**missing))):
+        b[step] = dataclasses.replace(b[step], loss=9.0)
+        found = first_divergence(a, b, True, same_start)
+        assert (found.step, found.cause) == (step, "update or gradient")
+        assert found.detail.startswith("the loss itself differs on the same batch") and said in found.detail
+
+
+def test_parameters_that_were_hashed_later_only_blame_every_update_since():
+    missing = {"s1": BARE, "s2": BARE}
+    found = first_divergence(run(**missing), run(**missing, s3={"params": with_layers(3, "layers.1")}), True)
+    assert (found.step, found.cause, found.layers) == (3, "update", ("layers.1",))
+    assert "the update of this step or that of a step from 1 to 2 differs" in found.detail
+
+
+def test_the_first_update_begins_with_the_parameters_of_the_start():
+    for same_start in (True, False):
+        assert first_divergence(run(), run(s1={"loss": 9.0}), True, same_start).cause == "gradient"
 
 
 def test_update_names_layers_or_the_optimizers_state():

@@ -67,6 +67,11 @@ def test_no_git_is_an_empty_state(tmp_path):
     assert GitState().tags() == {"lab.git.dirty": "false"}
 
 
+def test_a_machine_without_git_is_an_empty_state(repository, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(repository, NOTHING) == GitState()
+
+
 def test_a_clean_tree(repository):
     git(repository, "remote", "add", "origin", "https://mia:secret-pass@example.org/a.git")
     state = git_state(repository, NOTHING)

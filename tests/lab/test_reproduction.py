@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,24 +12,28 @@ from pathlib import Path
 import pytest
 from hand_made import manifest
 from test_manifest import NOTHING, commit, git, repository
+from typer.testing import CliRunner
 
-from tunix_lab.errors import EnvironmentProblem, Mismatch, UserError
+from tunix_lab.cli.main import app
+from tunix_lab.errors import EnvironmentProblem, Mismatch, TrainingFailed, UserError
 from tunix_lab.lab.divergence import Divergence, Gap, MetricGap
 from tunix_lab.lab.record import untracked
 from tunix_lab.lab.record.environment import environment
 from tunix_lab.lab.record.git_state import git_state
+from tunix_lab.lab.record.journal import Journal
 from tunix_lab.lab.record.manifest import write_manifest
 from tunix_lab.lab.reproduce.fetch_inputs import changed_inputs, fetch_inputs
 from tunix_lab.lab.reproduce.recorded import Recorded, open_record
-from tunix_lab.lab.reproduce.reproduce import _alone, _environment, _package, surroundings
+from tunix_lab.lab.reproduce.reproduce import Options, _alone, reproduce, surroundings
 from tunix_lab.lab.reproduce.reproduction import graded
+from tunix_lab.lab.reproduce.training import child_environment, package_of
 from tunix_lab.lab.reproduce.worktree import Worktree, make_worktree, remove_worktree
 from tunix_lab.lab.run_diff import RunDiff
 from tunix_lab.lab.versioning import dvc_digest
 
 __all__ = ["repository"]  # a fixture
 
-SAME = RunDiff("old", "new", [], [], [], [], ((1, 4), (1, 4)), None, [], 8, (0, 0), ("d", "d"))
+SAME = RunDiff("old", "new", [], [], [], ([], []), [], ((1, 4), (1, 4)), None, [], 8, (0, 0), ("d", "d"))
 GAP = Gap(1.0, 1.0001)
 PARTED = Divergence(3, "update", "the same gradient", ("layers.2", "layers.3"), GAP, GAP, 4, GAP, GAP, 2, False)
 
@@ -216,6 +221,109 @@ def test_a_commit_that_is_elsewhere_is_fetched_or_told(recorded, repository, tmp
         make_worktree(recorded, empty, tmp_path / "tree")
 
 
+# ---- what has been trained ---------------------------------------------------------------------------------------------------
+
+CHILD = """
+import os, pathlib, shutil
+home = pathlib.Path(os.environ["TUNIX_LAB_HOME"])
+with open(os.environ["STORY"] + "/trained", "a") as file:
+    file.write("x")
+def main():
+    if "LEAVES" in os.environ:
+        shutil.copytree(os.environ["LEAVES"], home / "runs/new-1", dirs_exist_ok=True)
+    raise SystemExit(int(os.environ["CODE"]))
+"""
+
+
+@pytest.fixture
+def again(repository, tmp_path, monkeypatch):
+    """Makes a run again with a stand-in for training that the project holds: it leaves a run directory, and an exit code."""
+    (repository / "tunix_lab/cli").mkdir(parents=True)
+    for name, content in {"__init__": "", "cli/__init__": "", "cli/main": CHILD}.items():
+        (repository / f"tunix_lab/{name}.py").write_text(content)
+    commit(repository)
+    old = record(repository, "old-1").folder
+    monkeypatch.setenv("STORY", str(tmp_path))
+    say: list[str] = []
+
+    def call(code: int = 0, *, left: str | None = "finished", **options) -> tuple:
+        monkeypatch.setenv("CODE", str(code))
+        if left is not None:
+            new = record(repository, "new-1").folder
+            train_a_little(new, left)
+            shutil.rmtree(tmp_path / "left", ignore_errors=True)
+            shutil.move(new, tmp_path / "left")
+            monkeypatch.setenv("LEAVES", str(tmp_path / "left"))
+        chosen = Options(replicate=False, **options)
+        return reproduce(repository, "old-1", tracking_uri="", cache=tmp_path / "cache", options=chosen, say=say.append)
+
+    train_a_little(old, "finished")
+    call.say, call.workspace, call.project = say, tmp_path / "cache/reproduce/old-1", repository
+    call.times = lambda: len((tmp_path / "trained").read_text())
+    return call
+
+
+def train_a_little(run_dir: Path, status: str) -> None:
+    with Journal.open(run_dir) as journal:
+        journal.metrics(1, {"train/loss": 2.0})
+        journal.finish(status)
+
+
+def test_what_was_trained_stays_until_it_is_in_the_project(again):
+    (again.project / ".arriving-new-1").write_text("in the way, as a full disk is")
+    with pytest.raises(EnvironmentProblem, match="runs/new-1: cannot be written"):
+        again()
+    assert (again.workspace / "tree/runs/new-1").is_dir() and "the same command goes on from there" in again.say[-1]
+    (again.project / ".arriving-new-1").unlink()
+    assert again().grade == "bit for bit"
+    assert again.times() == 1 and "going on with an interrupted attempt (--fresh starts anew)" in again.say
+    assert (again.project / "runs/new-1/reproduction.json").is_file() and not again.workspace.exists()
+
+
+def test_a_run_that_went_on_with_other_code_is_told_before_it_is_made_again(again):
+    for origin in ({"git.commit": "aaa"}, {"git.commit": "bbb"}):
+        with Journal.open(again.project / "runs/old-1", origin) as journal:
+            journal.finish("finished")
+    told = "the original went on in attempt 3 with another git.commit: aaa → bbb; the record holds attempt 1"
+    with pytest.raises(EnvironmentProblem, match="differences, and --strict allows none") as refused:
+        again(strict=True, check=True)
+    differs = [line for line in again.say if line.startswith("differs")]
+    assert differs[-1] == f"differs  {told}" and f"old-1: {len(differs)} differences" in str(refused.value)
+    result = again()
+    assert result.grade == "bit for bit" and result.notes == [told] and f"differs  {told}" in again.say
+
+
+def test_a_new_run_that_the_environment_ended_goes_on(again):
+    with pytest.raises(EnvironmentProblem, match="ended with exit code 3"):
+        again(3, left="failed")
+    assert (again.workspace / "tree/runs/new-1").is_dir()
+    assert again().grade == "bit for bit" and again.times() == 2 and not again.workspace.exists()
+
+
+def test_an_attempt_that_has_trained_nothing_leaves_nothing(again):
+    with pytest.raises(EnvironmentProblem, match="ended with exit code 2"):
+        again(2, left=None)
+    assert not again.workspace.exists()
+    with pytest.raises(TrainingFailed, match="ended with exit code 4"):
+        again(4, left=None)
+    assert not again.workspace.exists()
+
+
+def test_a_failed_training_is_graded_as_far_as_it_went(again):
+    """So may be that of the old run: an update that gave no number is then made again."""
+    result = again(4, left="failed")
+    assert result.grade == "bit for bit" and "compared as far as it went" in result.notes[-1]
+    assert (again.project / "runs/new-1").is_dir() and not again.workspace.exists()
+
+
+@pytest.mark.parametrize("tolerance", ["inf", "nan", "-1"])
+def test_the_tolerance_is_a_finite_number(tolerance):
+    done = CliRunner().invoke(app, ["reproduce", "x", "--tolerance", tolerance])
+    assert done.exit_code == 2 and ("is not a finite number" in done.output or "greater than or equal to 0" in done.output)
+    with pytest.raises(UserError, match="--tolerance must be a finite number of at least 0"):
+        Options(tolerance=float(tolerance))
+
+
 # ---- the inputs ----------------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +361,7 @@ def test_inputs_outside_the_project(tmp_path):
 
 @pytest.mark.slow
 def test_inputs_come_from_dvc(repository, tmp_path):
-    """From its cache after the file was edited, and from its remote after the cache is gone."""
+    """From its cache after the file was edited, and after the cache is gone from a remote that the commit does not know."""
 
     def dvc(*arguments: str) -> None:
         quiet = os.environ | {"DVC_NO_ANALYTICS": "1"}
@@ -264,9 +372,10 @@ def test_inputs_come_from_dvc(repository, tmp_path):
     (repository / "data/one.jsonl").write_text("one\n")
     dvc("init", "-q")
     dvc("add", "-q", "data/set", "data/one.jsonl")
-    dvc("remote", "add", "-q", "--default", "team", str(tmp_path / "remote"))
-    dvc("push", "-q")
-    commit(repository)
+    commit(repository)  # which knows no remote yet
+    dvc("remote", "add", "-q", "--default", "later", str(tmp_path / "empty"))
+    dvc("remote", "add", "-q", "--local", "mine", str(tmp_path / "mine"))
+    dvc("push", "-q", "--remote", "mine")
     inputs = [
         entry("data/set", dvc_digest(repository / "data/set")),
         entry("data/one.jsonl", dvc_digest(repository / "data/one.jsonl")),
@@ -298,16 +407,16 @@ def test_differences_of_the_surroundings_are_named(recorded, monkeypatch, tmp_pa
     monkeypatch.setenv("XLA_FLAGS", "--now")  # the new run gets the recorded ones
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     assert {difference.name for difference in surroundings(recorded, tree, probe=False)} == {"version numpy", "cpu model"}
-    given = _environment(recorded, os.environ)
+    given = child_environment(recorded, os.environ)
     assert given["XLA_FLAGS"] == "--then" and "JAX_ENABLE_X64" not in given
 
 
 def test_the_package_of_the_worktree_is_the_one_that_runs(recorded, tmp_path):
     tree = Worktree(tmp_path, tmp_path / "projects/one", [])
-    assert _package(tree) is None
+    assert package_of(tree) is None
     (tmp_path / "tunix_lab").mkdir()
     (tmp_path / "tunix_lab/__init__.py").write_text("")
-    assert _package(tree) == tmp_path
+    assert package_of(tree) == tmp_path
     assert "package source" in {difference.name for difference in surroundings(recorded, tree, probe=False)}
 
 

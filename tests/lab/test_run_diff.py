@@ -77,6 +77,22 @@ def test_the_same_run_twice(a_run, diff):
         assert line in done.output
 
 
+def test_a_run_that_went_on_with_something_else_is_told(a_run, diff):
+    """What each run has otherwise than it began with, once; its environment is that of its first attempt alone."""
+    a_run("one-1")
+    began = {"git.commit": "aaa", "versions.jax": "0.10.2"}
+    two = a_run("two-2")
+    for origin in (began, began, began | {"git.commit": "bbb"}, began | {"git.commit": "bbb", "versions.jax": "0.11"}):
+        with Journal.open(two, origin) as journal:
+            journal.finish("finished")
+    done = diff("one", "two")
+    said = "run B went on with something else than it began with:\n"
+    said += "  attempt 4 git.commit: aaa → bbb\n  attempt 5 versions.jax: 0.10.2 → 0.11\n"
+    assert said in done.output and "run A went on" not in done.output
+    found = json.loads(diff("one", "two", "--json").output)["went_on"]
+    assert found[0] == [] and found[1][0] == {"name": "attempt 4 git.commit", "a": "aaa", "b": "bbb"}
+
+
 def test_everything_that_differs_is_said(a_run, diff):
     a_run("one-1")
     other = [INPUTS[0] | {"digest": "9" * 32}, INPUTS[1]]

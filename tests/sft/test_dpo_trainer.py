@@ -1,6 +1,7 @@
 """Preference training: ln 2 at the start, log-probabilities of answers alone, a frozen reference, ORPO by its formula."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from flax import nnx
 
 from tunix_lab.data.pipeline import eval_batches
 from tunix_lab.models.adapters import add_lora
+from tunix_lab.sft.dpo import reference as reference_cache
 from tunix_lab.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig, answer_logps
 from tunix_lab.sft.dpo.reference import with_reference_logps
 from tunix_lab.sft.train_state import digest, flat_params
@@ -150,10 +152,34 @@ def test_reference_computed_beforehand(policy, make_dpo, pairs, tmp_path):
     again = with_reference_logps(policy(1), examples, batch_size=3, cache=tmp_path)
     assert [float(example["ref_chosen"]) for example in again] == [0.0, 1.0, 2.0, 3.0]  # read, not computed
     changed = [examples[0] | {"chosen_ids": examples[0]["chosen_ids"] + 1}, *examples[1:]]
-    for reference, rows in ((policy(2), examples), (policy(1), changed)):
-        other = with_reference_logps(reference, rows, batch_size=3, cache=tmp_path)
+    for other_reference, rows in ((policy(2), examples), (policy(1), changed)):
+        other = with_reference_logps(other_reference, rows, batch_size=3, cache=tmp_path)
         assert float(other[1]["ref_chosen"]) != 1.0
-    assert len(list(tmp_path.iterdir())) == 3
+    with_reference_logps(policy(1), examples, batch_size=2, cache=tmp_path)  # sums of other shapes can have other bits
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_damaged_reference_cache_is_made_again(policy, pairs, tmp_path):
+    examples = [{k: v[i] for k, v in pairs.items()} for i in range(4)]
+    known = with_reference_logps(policy(1), examples, batch_size=4, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for damage in (whole[:100], b"", b"no zip", np.lib.format.MAGIC_PREFIX):
+        file.write_bytes(damage)
+        again = with_reference_logps(policy(1), examples, batch_size=4, cache=tmp_path)
+        assert [row["ref_chosen"] for row in again] == [row["ref_chosen"] for row in known]
+        assert set(np.load(file)) == {"ref_chosen", "ref_rejected"} and list(tmp_path.iterdir()) == [file]
+
+
+def test_several_processes_keep_the_same_reference(tmp_path):
+    """Trials of a sweep begin together and need the same file; none may take the temporary file of another."""
+    columns = {name: np.arange(50_000.0) for name in reference_cache.REFERENCE_COLUMNS}
+    path = tmp_path / "cache/key.npz"
+    with ThreadPoolExecutor(8) as pool:
+        for written in [pool.submit(reference_cache._write, path, columns) for _ in range(64)]:
+            written.result()
+    assert list(path.parent.iterdir()) == [path]
+    np.testing.assert_array_equal(reference_cache._read(path)["ref_chosen"], columns["ref_chosen"])
 
 
 def test_a_batch_without_the_reference_is_refused(policy, make_dpo, pairs):

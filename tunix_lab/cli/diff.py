@@ -72,9 +72,21 @@ def screen(found: "RunDiff") -> Iterator[str | Table]:
             yield _table(entries)
         if len(entries) > _SHOWN:
             yield f"  and {len(entries) - _SHOWN} more: --json has all"
+    yield from _went_on(found)
     yield ""
     yield from _updates(found)
     yield from _results(found)
+
+
+def _went_on(found: "RunDiff") -> Iterator[str]:
+    """What a run changed in itself: its environment above is that of its first attempt."""
+    for name, entries in zip("AB", found.went_on, strict=True):
+        if entries:
+            yield f"\nrun {name} went on with something else than it began with:"
+        for entry in entries[:_SHOWN]:
+            yield f"  {entry.name}: {entry.a} → {entry.b}"
+        if len(entries) > _SHOWN:
+            yield f"  and {len(entries) - _SHOWN} more: --json has all"
 
 
 def _updates(found: "RunDiff") -> Iterator[str]:

@@ -1,8 +1,16 @@
 """`tunix-lab reproduce`: make a run again from its record, and say how close it came."""
 
+import math
 from typing import Annotated
 
 import typer
+
+
+def _finite(value: float) -> float:
+    """Refuses what typer's own bound lets through: not a number, and infinity, under which everything counts as the same."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 def reproduce(
@@ -11,7 +19,9 @@ def reproduce(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse where the environment is another.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the folder with the code and the data of the run.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on with an interrupted attempt.")] = False,
-    tolerance: Annotated[float, typer.Option(min=0, help="Largest relative difference of a metric that still counts.")] = 1e-3,
+    tolerance: Annotated[
+        float, typer.Option(min=0, callback=_finite, help="Largest relative difference of a metric that still counts.")
+    ] = 1e-3,
 ) -> None:
     """Make a run again: its commit, patch and untracked files in a clean folder, its data by hash, then train and compare."""
     from rich.console import Console

@@ -23,13 +23,14 @@ _NOT_TEXT = {
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
-def read_rows(path: str | Path, columns: Mapping[str, str] | None = None) -> Rows:
+def read_rows(path: str | Path, columns: Mapping[str, str] | None = None, *, partly: bool = False) -> Rows:
     """The rows of a file.
 
     Args:
       path: `.jsonl` (also `.ndjson`, `.json`): UTF-8, one object a line, blank lines do not count. `.csv`: UTF-8, the first line
         names the columns, every value is text. `.parquet`: values as they are.
       columns: the names that are read, with what the file calls them.
+      partly: whether a row may lack some of these columns, as prompts have no answer; else it is refused.
 
     Raises:
       UserError: the file is missing, is not what its suffix says, or has no rows; the message names the place and what to do.
@@ -45,7 +46,7 @@ def read_rows(path: str | Path, columns: Mapping[str, str] | None = None) -> Row
     match path.suffix.lower():
         case ".parquet":
             rows = _parquet(content, path)
-            return Rows(path, rows, list(range(1, len(rows) + 1)), "row", digest).named(columns)
+            return Rows(path, rows, list(range(1, len(rows) + 1)), "row", digest).named(columns, partly=partly)
         case ".csv":
             rows, lines = _csv(content, path, columns)
         case suffix if suffix in _JSON_LINES:
@@ -53,7 +54,7 @@ def read_rows(path: str | Path, columns: Mapping[str, str] | None = None) -> Row
         case suffix:
             known = ", ".join((*_JSON_LINES, ".csv", ".parquet"))
             raise UserError(f"{path}: the suffix {suffix or '(none)'!r} names no format that is read; there are {known}")
-    return Rows(path, rows, lines, "line", digest).named(columns)
+    return Rows(path, rows, lines, "line", digest).named(columns, partly=partly)
 
 
 # ---- JSON Lines ------------------------------------------------------------------------------------------------------------

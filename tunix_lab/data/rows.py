@@ -55,16 +55,18 @@ class Rows(Sequence[Row]):
         """The rows at these indices, each with its own place."""
         return dataclasses.replace(self, rows=[self.rows[i] for i in indices], numbers=[self.numbers[i] for i in indices])
 
-    def named(self, columns: Mapping[str, str]) -> "Rows":
+    def named(self, columns: Mapping[str, str], *, partly: bool = False) -> "Rows":
         """The rows under the names that are read: `columns` maps each to what the file calls it. Other columns stay.
 
         Raises:
-          UserError: a row lacks such a column.
+          UserError: a row lacks such a column, and the rows need not be `partly` named.
         """
-        return dataclasses.replace(self, rows=each(self, lambda row: _renamed(row, columns))) if columns else self
+        return dataclasses.replace(self, rows=each(self, lambda row: _renamed(row, columns, partly))) if columns else self
 
 
-def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+def _renamed(row: Row, columns: Mapping[str, str], partly: bool) -> Row:
+    if partly:
+        columns = {name: theirs for name, theirs in columns.items() if theirs in row}
     named = {name: column(row, theirs) for name, theirs in columns.items()}
     # Whoever says where prompt and completion are does not mean the file's own `messages`, which would otherwise come first.
     hidden = {"messages"} if {"prompt", "completion"} & columns.keys() else set()

@@ -1,7 +1,9 @@
 """Where two runs part: the first optimizer update whose fingerprints differ, what differs in it first, and by how much.
 
 An update goes through four hands: rows are drawn, rows become arrays, arrays give a loss and gradients, gradients change the
-parameters. The first hand whose result differs is the cause; everything after it differs as a consequence.
+parameters. The first hand whose result differs is the cause; everything after it differs as a consequence. Parameters may be
+hashed every few updates only: where those before an update are not known to be the same, another loss or gradient in it can come
+from an earlier update, and the cause is said to be one of the two.
 """
 
 import dataclasses
@@ -13,7 +15,7 @@ from typing import Literal
 
 from tunix_lab.lab.record.fingerprints import Fingerprint
 
-Cause = Literal["data order", "batch content", "gradient", "update"]
+Cause = Literal["data order", "batch content", "gradient", "update", "update or gradient"]
 Fingerprints = Mapping[int, Fingerprint]
 Metrics = Mapping[tuple[int, str], float]
 """Values by step and name."""
@@ -74,13 +76,14 @@ class Divergence:
     first: bool
 
 
-def first_divergence(a: Fingerprints, b: Fingerprints, same_data: bool) -> Divergence | None:
+def first_divergence(a: Fingerprints, b: Fingerprints, same_data: bool, same_start: bool = True) -> Divergence | None:
     """The first update, among those that both runs have, in which they differ; None if there is none.
 
     Args:
       a: fingerprints of the first run by step.
       b: of the second run.
       same_data: whether both runs read the same data with the same tokenizer, so that other rows are another order of them.
+      same_start: whether both runs began with the same parameters, as far as known.
     """
     common = sorted(a.keys() & b.keys())
     same_params_after = None
@@ -90,6 +93,8 @@ def first_divergence(a: Fingerprints, b: Fingerprints, same_data: bool) -> Diver
             same_params_after = step if a[step].params and b[step].params else same_params_after
             continue
         cause, detail, layers = found
+        if cause in ("gradient", "update"):
+            cause, detail = _blamed(cause, detail, step, 0 if same_params_after is None and same_start else same_params_after)
         last = common[-1]
         return Divergence(
             step=step,
@@ -193,6 +198,25 @@ def _update(one: Fingerprint, two: Fingerprint) -> tuple[Cause, str, tuple[str, 
     if one.rest and two.rest and one.rest != two.rest:
         return "update", "the same gradient and parameters; the optimizer's state differs", ()
     return None
+
+
+def _blamed(cause: Cause, detail: str, step: int, known: int | None) -> tuple[Cause, str]:
+    """Cause and detail with what else can be to blame where the parameters before the update are not known to be the same.
+
+    Args:
+      cause: what would be to blame if they were.
+      detail: in words.
+      step: of the update.
+      known: the last step after which both runs are known to have the same parameters; 0 is the start, None is not even that.
+    """
+    if known == step - 1 or step == 1:
+        return cause, detail
+    since = f"step {step - 1}" if known == step - 2 else f"a step from {(known or 0) + 1} to {step - 1}"
+    start = "the parameters at the start, " if known is None else ""
+    hashed = f"no parameters were hashed in both runs after step {known}" if known else "no parameters were hashed before it"
+    if cause == "update":
+        return cause, f"{detail}; {start}the update of this step or that of {since} differs, since {hashed}"
+    return "update or gradient", f"{detail}; {start}the update of {since} or this gradient differs, since {hashed}"
 
 
 def _layers(one: Mapping[str, str], two: Mapping[str, str]) -> tuple[str, ...]:

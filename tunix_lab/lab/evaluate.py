@@ -16,6 +16,7 @@ from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError
 from tunix_lab.lab.outputs import ModelFolder, find_model
 from tunix_lab.lab.preflight import check_places
+from tunix_lab.lab.prompts import Prompt, make_prompts
 from tunix_lab.lab.record.environment import environment
 from tunix_lab.lab.record.git_state import GitState, git_state
 from tunix_lab.lab.record.journal import Journal, new_run_id
@@ -83,6 +84,9 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
             raise UserError(f"evaluate: no such file {home / path}; paths are relative to the project {home}")
     found = find_model(home, evaluation.model)
     tokenizer = Tokenizer.load(found.folder)
+    prompts = None
+    if evaluation.prompts is not None:
+        prompts = make_prompts(read_rows(home / evaluation.prompts)[: evaluation.rows], tokenizer)
     model = load_model(found.folder)
     run_id = new_run_id(f"evaluate-{found.name}")
     run_dir = home / "runs" / run_id
@@ -94,8 +98,8 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
         write_manifest(run_dir, _manifest(run_id, evaluation, found, described, home, git), text, text, git)
         follower = start_follower(run_dir, tracking_uri(settings, home)) if settings.replicates else None
         metrics: dict[str, float] = {}
-        if evaluation.prompts is not None:
-            metrics |= _answers(evaluation, model, tokenizer, home, journal, found.step)
+        if prompts is not None:
+            metrics |= _answers(evaluation, model, tokenizer, prompts, home, journal, found.step)
         if evaluation.pairs is not None:
             metrics |= _preferences(evaluation, model, tokenizer, home)
         # The step is that of the model, so that the values also stand beside its checkpoint.
@@ -109,11 +113,16 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
 
 
 def _answers(
-    evaluation: Evaluation, model: Decoder, tokenizer: Tokenizer, home: Path, journal: Journal, step: int
+    evaluation: Evaluation,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: list[Prompt],
+    home: Path,
+    journal: Journal,
+    step: int,
 ) -> dict[str, float]:
-    rows = read_rows(home / evaluation.prompts)[: evaluation.rows]
     scorer = load_scorer(evaluation.scorer, home)
-    samples = Samples(model, tokenizer, rows, max_new_tokens=evaluation.max_new_tokens, scorer=scorer)
+    samples = Samples(model, tokenizer, prompts, max_new_tokens=evaluation.max_new_tokens, scorer=scorer)
     table, score = samples.generate(nnx.state(model))
     journal.samples(step, table)
     stopped = float(np.mean([row["finish_reason"] == "stop" for row in table]))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunix_lab.lab.divergence import Divergence, MetricGap, first_divergence, metric_gaps
+from tunix_lab.lab.record.attempt import changed, origins
 from tunix_lab.lab.record.environment import read_env_lock
 from tunix_lab.lab.record.fingerprints import read_fingerprints
 from tunix_lab.lab.record.run_state import ENV_LOCK, PATCH, read_manifest, read_metrics
@@ -42,6 +43,7 @@ class RunDiff:
       configuration: fields of the spec that differ.
       environment: code, versions, devices and flags that differ.
       data: inputs that differ, by the hash of their content.
+      went_on: for each run what an attempt of it had otherwise than its first, so that its record is not all of it.
       before: what can have made the runs differ before their first update.
       updates: first and last fingerprinted step of each run; None where it has no fingerprints.
       divergence: the first update that they do not share; None if there is none among those that both have.
@@ -56,6 +58,7 @@ class RunDiff:
     configuration: list[Difference]
     environment: list[Difference]
     data: list[Difference]
+    went_on: tuple[list[Difference], list[Difference]]
     before: list[str]
     updates: tuple[tuple[int, int] | None, tuple[int, int] | None]
     divergence: Divergence | None
@@ -87,15 +90,17 @@ def diff_runs(a: Path, b: Path) -> RunDiff:
     prints = read_fingerprints(a), read_fingerprints(b)
     values = metrics_of(a), metrics_of(b)
     roles = {difference.name.split()[0] for difference in data}
+    before = _before(configuration, data)
     return RunDiff(
         a=a.name,
         b=b.name,
         configuration=configuration,
         environment=environment_differences(a, one, b, two),
         data=data,
-        before=_before(configuration, data),
+        went_on=(went_on_with(a), went_on_with(b)),
+        before=before,
         updates=tuple((min(steps), max(steps)) if steps else None for steps in prints),
-        divergence=first_divergence(*prints, same_data=not roles & {"data", "tokenizer", "chat_template"}),
+        divergence=first_divergence(*prints, same_data=not roles & {"data", "tokenizer", "chat_template"}, same_start=not before),
         metrics=metric_gaps(*values),
         compared=len(values[0].keys() & values[1].keys()),
         only=(len(values[0].keys() - values[1].keys()), len(values[1].keys() - values[0].keys())),
@@ -168,6 +173,22 @@ def environment_of(run_dir: Path | None, manifest: Mapping[str, Any]) -> dict[st
     found |= {f"version {name.replace('_', '-')}": value for name, value in versions.items()}
     found |= {f"${name}": value for name, value in manifest.get("environment", {}).items()}
     return {name: _text(value) for name, value in found.items() if value not in (None, ABSENT)}
+
+
+def went_on_with(run_dir: Path) -> list[Difference]:
+    """What later attempts of a run had otherwise than its first: code, versions, devices or settings of that attempt.
+
+    An attempt is told once it differs from what the one before it had, and not again as long as that stays.
+    """
+    known = origins(run_dir)
+    found: list[Difference] = []
+    told: dict[str, tuple[str, str]] = {}
+    for attempt in sorted(known)[1:]:
+        now = changed(known[min(known)], known[attempt])
+        new = {name: pair for name, pair in now.items() if told.get(name) != pair}
+        found += [Difference(f"attempt {attempt} {name}", *(text or ABSENT for text in pair)) for name, pair in new.items()]
+        told = now
+    return found
 
 
 def _untracked(git: Mapping[str, Any]) -> list[Mapping[str, Any]]:

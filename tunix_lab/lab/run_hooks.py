@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tunix_lab.data.files import read_rows
-from tunix_lab.data.rows import Row
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import TrainingFailed
 from tunix_lab.lab import build
+from tunix_lab.lab.prompts import sample_prompts
 from tunix_lab.lab.record.journal import Journal
 from tunix_lab.lab.samples import Samples, load_scorer
 from tunix_lab.lab.stopping import Stopping
@@ -46,7 +44,7 @@ class RunHooks(TrainingHooks):
             self._samples = Samples(
                 model,
                 tokenizer,
-                _sample_rows(spec, home, data),
+                sample_prompts(spec, home, data.validation, tokenizer),
                 max_new_tokens=spec.samples.max_new_tokens,
                 temperature=spec.samples.temperature,
                 seed=spec.seed,
@@ -102,10 +100,3 @@ def save_batch(path: Path, micro_batches: Any) -> None:
     leaves = jax.tree_util.tree_flatten_with_path(micro_batches)[0]
     path.parent.mkdir(exist_ok=True)
     np.savez(path, **{jax.tree_util.keystr(place, simple=True, separator="."): np.asarray(leaf) for place, leaf in leaves})
-
-
-def _sample_rows(spec: ExperimentSpec, home: Path, data: build.Data) -> Sequence[Row]:
-    """The rows whose prompts are answered again and again."""
-    path = spec.samples.prompts
-    rows = data.validation.rows if path is None else read_rows(home / path)
-    return rows[: spec.samples.count]

@@ -172,7 +172,8 @@ class SamplesSpec(Section):
     every: Steps = 50
     """Steps between samples."""
     prompts: Text | None = None
-    """JSONL file of prompts, relative to the project; null: the validation file. Runs with one file can be compared."""
+    """JSONL file of prompts, relative to the project, in whose rows data.columns count too; null: the validation file. Runs
+    with one file can be compared."""
     count: Annotated[int, Gt(0)] = 8
     """Prompts to answer, the first ones of the file."""
     max_new_tokens: Annotated[int, Gt(0)] = 64

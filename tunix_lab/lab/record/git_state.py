@@ -53,7 +53,7 @@ class GitState:
 
 
 def git_state(home: Path, redactor: Redactor | None = None) -> GitState:
-    """The state of the repository that holds `home`; an empty one where there is no git."""
+    """The state of the repository that holds `home`; an empty one where there is no repository, or no git to ask."""
     redactor = Redactor.of_process() if redactor is None else redactor
     where = _git(home, "rev-parse", "--show-toplevel", "--show-prefix", "HEAD", "--abbrev-ref", "HEAD")
     if where is None:
@@ -108,7 +108,10 @@ def _paths(listing: bytes | None) -> list[str]:
 
 
 def _git(home: Path, *arguments: str) -> bytes | None:
-    """What a git command prints, byte for byte; None where it fails. It takes no lock, so it disturbs no one."""
+    """What a git command prints, byte for byte; None where it fails or git is not installed. It takes no lock."""
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-    done = subprocess.run(["git", "-C", str(home), *arguments], capture_output=True, env=environment, check=False)
+    try:
+        done = subprocess.run(["git", "-C", str(home), *arguments], capture_output=True, env=environment, check=False)
+    except FileNotFoundError:  # slim containers have no git
+        return None
     return done.stdout if done.returncode == 0 else None

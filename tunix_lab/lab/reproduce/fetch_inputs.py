@@ -1,4 +1,4 @@
-"""The data, tokenizer and weights of a recorded run, found by hash: in DVC's cache, in the project, in DVC's remote."""
+"""The data, tokenizer and weights of a recorded run, found by hash: in DVC's cache, in the project, in DVC's remotes."""
 
 import json
 import os
@@ -27,6 +27,7 @@ def fetch_inputs(inputs: Sequence[dict[str, Any]], project: Path, home: Path) ->
       What could not be had as it was, a line each, with the file's name.
     """
     cache: Path | None = None
+    remotes: list[str] | None = None
     problems = []
     for entry in (entry for entry in inputs if entry["path"] is not None):
         path, digest = entry["path"], entry["digest"]
@@ -42,8 +43,9 @@ def fetch_inputs(inputs: Sequence[dict[str, Any]], project: Path, home: Path) ->
         if not _from_cache(cache, digest, target) and _digest(project / path) == digest:
             _bring(project / path, target)
         if _digest(target) != digest and _has_dvc(home):
-            _remove(target)
-            _pull(home, path, cache)
+            if remotes is None:
+                remotes = _share_config(project, home, cache)
+            _pull(home, path, digest, remotes)
     return [*problems, *changed_inputs(inputs, project, home)]
 
 
@@ -104,11 +106,34 @@ def _bring(source: Path, target: Path) -> bool:
     return True
 
 
-def _pull(home: Path, path: str, cache: Path | None) -> None:
-    """Asks DVC's remote for what the commit names at `path`; where that fails, the file is simply not there."""
-    if cache is not None:
-        subprocess.run([*_DVC, "cache", "dir", "--local", str(cache)], cwd=home, env=_quiet(), capture_output=True, check=False)
-    subprocess.run([*_DVC, "pull", path], cwd=home, env=_quiet(), capture_output=True, check=False)
+def _share_config(project: Path, home: Path, cache: Path | None) -> list[str]:
+    """Gives `home` the remotes, the settings of this machine and the cache of the project, and returns the remotes' names.
+
+    The commit has only the remotes of its time, with addresses relative to the project's folder.
+    """
+    from dvc.config import Config
+
+    if not _has_dvc(project):
+        return []
+    theirs = Config(dvc_dir=str(project / ".dvc"), validate=False)
+    with Config(dvc_dir=str(home / ".dvc"), validate=False).edit("local", validate=False) as local:
+        for section, values in theirs.load_one("local").items():
+            local[section] |= values
+        local["remote"] |= theirs["remote"]
+        local["core"] |= {name: value for name, value in theirs["core"].items() if name == "remote"}
+        if cache is not None:
+            local["cache"]["dir"] = str(cache)
+    (home / ".dvc/config.local").chmod(0o600)  # it may hold what opens a remote
+    return list(theirs["remote"])
+
+
+def _pull(home: Path, path: str, digest: str, remotes: Sequence[str]) -> None:
+    """Asks DVC's remotes, the default one first, for what the commit names at `path`; at the end it is there or not."""
+    for choice in ([], *(["--remote", name] for name in remotes)):
+        _remove(home / path)
+        subprocess.run([*_DVC, "pull", *choice, path], cwd=home, env=_quiet(), capture_output=True, check=False)
+        if _digest(home / path) == digest:
+            return
 
 
 def _remove(path: Path) -> None:

@@ -4,30 +4,28 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from tunix_lab.errors import EnvironmentProblem, Mismatch, Stopped, TrainingFailed
-from tunix_lab.lab.record.environment import environment, installed, is_flag, lock_file_digests, package_digest
+from tunix_lab.errors import EnvironmentProblem, Mismatch, UserError, writing
+from tunix_lab.lab.record.environment import environment, installed, lock_file_digests, package_digest
 from tunix_lab.lab.record.journal import write_atomically
 from tunix_lab.lab.record.run_state import MANIFEST, read_manifest
 from tunix_lab.lab.reproduce.fetch_inputs import changed_inputs, fetch_inputs
-from tunix_lab.lab.reproduce.recorded import RESOLVED, Recorded, open_record
+from tunix_lab.lab.reproduce.recorded import Recorded, open_record
 from tunix_lab.lab.reproduce.reproduction import RECORD, Reproduction, graded
-from tunix_lab.lab.reproduce.worktree import Worktree, make_worktree, remove_worktree
-from tunix_lab.lab.run_diff import Difference, diff_runs, differences, environment_of
+from tunix_lab.lab.reproduce.training import child_environment, package_of, train
+from tunix_lab.lab.reproduce.worktree import Worktree, make_worktree, remove_worktree, runs_made
+from tunix_lab.lab.run_diff import Difference, diff_runs, differences, environment_of, went_on_with
 
-_MAIN = "from tunix_lab.cli.main import main; main()"
 _PROBE = "import json; from tunix_lab.lab.record.devices import hardware; print(json.dumps(hardware()))"
-_NOT_PASSED_ON = ("GIT_", "DVC_", "TUNIX_LAB_TRIAL")  # whose work this process is part of
 _READY = "ready.json"  # an attempt that has its code; it can be gone on with
-_TRY_AGAIN = 75  # the exit code of a run that was stopped other than by a signal, see `errors.Stopped`
 
 Say = Callable[[str], None]
 
@@ -52,6 +50,10 @@ class Options:
     tolerance: float = 1e-3
     replicate: bool = True
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise UserError(f"--tolerance must be a finite number of at least 0, got {self.tolerance}")
+
 
 def reproduce(project: Path, text: str, *, tracking_uri: str, cache: Path, options: Options, say: Say) -> Reproduction | None:
     """Makes the run that `text` names again and grades the result; None with `options.check`.
@@ -67,7 +69,7 @@ def reproduce(project: Path, text: str, *, tracking_uri: str, cache: Path, optio
     Raises:
       UserError: there is no such run, or its record cannot be made again.
       Mismatch: an input is not what the run read.
-      EnvironmentProblem: with `options.strict`, the environment is another; or the new run failed.
+      EnvironmentProblem: with `options.strict`, the environment is another; or the new run could not be made or kept.
       Stopped: a signal came; the same call goes on from there.
     """
     folder = cache / "reproduce"
@@ -75,24 +77,27 @@ def reproduce(project: Path, text: str, *, tracking_uri: str, cache: Path, optio
     # A look does not disturb an interrupted attempt.
     workspace = folder / (f"check-{recorded.run_id}" if options.check else recorded.run_id)
     with _alone(workspace) as lock:
-        stopped = False
+        adopted = False
         try:
             tree = _prepare(recorded, project, workspace, options, say)
             told = _compare_surroundings(recorded, tree, options, say)
             if options.check:
                 return None
-            new = _run(recorded, tree, workspace, lock)
+            new, failed = train(recorded, tree, workspace, lock)
             notes = [*tree.notes, *changed_inputs(recorded.manifest["input_files"], project, tree.home)]
+            notes += [*told_changes(recorded), *failed]
             result = graded(diff_runs(recorded.folder, new), options.tolerance, notes)
-            _adopt(new, project / "runs" / new.name, result)
+            with writing(project / "runs" / new.name):
+                _adopt(new, project / "runs" / new.name, result)
+            adopted = True
             _say_differences([entry for entry in result.differences if entry not in told], say)
-        except Stopped:
-            stopped = True
-            raise
         finally:
-            if not stopped:
+            # Hours of training may lie there, so whatever went wrong, they stay until they are in the project.
+            if adopted or options.check or not runs_made(workspace / "tree" / recorded.git["prefix"]):
                 _leave(workspace, project, options, say)
                 shutil.rmtree(folder / "records" / recorded.run_id, ignore_errors=True)
+            else:
+                say(f"kept     {workspace}: the same command goes on from there, --fresh starts anew")
     if options.replicate:
         _replicate(project, tracking_uri, result, say)
     return result
@@ -151,9 +156,24 @@ def _compare_surroundings(recorded: Recorded, tree: Worktree, options: Options, 
     _say_differences(found, say)
     if not found:
         say("environment as recorded")
-    if options.strict and (found or tree.notes):
-        raise EnvironmentProblem(f"run {recorded.run_id}: {len(found) + len(tree.notes)} differences, and --strict allows none")
+    went_on = told_changes(recorded)
+    for line in went_on:
+        say(f"differs  {line}")
+    count = len(found) + len(tree.notes) + len(went_on)
+    if options.strict and count:
+        raise EnvironmentProblem(f"run {recorded.run_id}: {count} differences, and --strict allows none")
     return found
+
+
+def told_changes(recorded: Recorded) -> list[str]:
+    """What the run itself had otherwise in a later attempt: the record holds its first, and only that can be made again."""
+    told = []
+    for entry in went_on_with(recorded.folder):
+        _, attempt, name = entry.name.split(" ", 2)
+        told.append(
+            f"the original went on in attempt {attempt} with another {name}: {entry.a} → {entry.b}; the record holds attempt 1"
+        )
+    return told
 
 
 def _say_differences(found: list[Difference], say: Say) -> None:
@@ -170,7 +190,7 @@ def surroundings(recorded: Recorded, tree: Worktree, *, probe: bool) -> list[Dif
       probe: whether to ask JAX about the devices, which takes seconds; without, the new run's own record tells.
     """
     then = environment_of(recorded.folder, recorded.manifest)
-    package = _package(tree)
+    package = package_of(tree)
     now = environment() | {"lock_files": lock_file_digests(tree.home), "environment": recorded.manifest["environment"]}
     now["versions"] = {"python": now["versions"]["python"], **installed()}
     now["package"] = package_digest(None if package is None else package / "tunix_lab")
@@ -185,64 +205,10 @@ def surroundings(recorded: Recorded, tree: Worktree, *, probe: bool) -> list[Dif
 def _probe(recorded: Recorded) -> dict[str, Any]:
     """The devices as a run of now would see them; in a process of its own, which lets go of them."""
     command = [sys.executable, "-c", _PROBE]
-    done = subprocess.run(command, env=_environment(recorded, os.environ), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=child_environment(recorded, os.environ), capture_output=True, text=True, check=False)
     if done.returncode:
         raise EnvironmentProblem(f"no usable device: {(done.stderr.strip().splitlines() or ['unknown reason'])[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def _environment(recorded: Recorded, present: Any) -> dict[str, str]:
-    """This process's environment with the flags of the record in place of its own."""
-    kept = {
-        name: value
-        for name, value in present.items()
-        if not is_flag(name) and not name.startswith(("GIT_", "DVC_", "TUNIX_LAB_TRIAL"))
-    }
-    return kept | recorded.manifest["environment"]
-
-
-def _package(tree: Worktree) -> Path | None:
-    """The folder in the worktree that holds this package, if the project is its own repository."""
-    return next((folder for folder in (tree.home, tree.top) if (folder / "tunix_lab/__init__.py").is_file()), None)
-
-
-def _run(recorded: Recorded, tree: Worktree, workspace: Path, lock: IO[bytes]) -> Path:
-    """Trains with the code of the worktree; returns the new run directory."""
-    spec = workspace / RESOLVED
-    shutil.copyfile(recorded.folder / RESOLVED, spec)
-    package = _package(tree)
-    path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    environment = _environment(recorded, os.environ) | {
-        "TUNIX_LAB_HOME": str(tree.home),
-        "TUNIX_LAB_SYNC": "off",  # the record is not complete before it is compared
-        "PYTHONPATH": os.pathsep.join([*([] if package is None else [str(package)]), *path]),
-    }
-    command = [sys.executable, "-c", _MAIN, "run", str(spec)]
-    process = subprocess.Popen(command, cwd=tree.home, env=environment, start_new_session=True, pass_fds=(lock.fileno(),))
-    with _forward_signals(process):
-        code = process.wait()
-    code = 128 - code if code < 0 else code
-    if code > 128 or code == _TRY_AGAIN:
-        raise Stopped(f"the new run of {recorded.run_id} was stopped; the same command goes on from its checkpoint", code)
-    if code:
-        failure = TrainingFailed if code == TrainingFailed.exit_code else EnvironmentProblem
-        raise failure(f"the new run of {recorded.run_id} ended with exit code {code}; its message stands above")
-    return max((tree.home / "runs").iterdir(), key=lambda folder: folder.stat().st_ctime)
-
-
-@contextlib.contextmanager
-def _forward_signals(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Signals that ask for an end go to the training process, which saves first."""
-
-    def forward(signum: int, frame: object) -> None:
-        process.send_signal(signum)
-
-    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _adopt(new: Path, target: Path, result: Reproduction) -> None:

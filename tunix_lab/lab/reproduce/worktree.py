@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tunix_lab.errors import Mismatch, UserError
+from tunix_lab.errors import EnvironmentProblem, Mismatch, UserError
 from tunix_lab.lab.record.git_state import git_state
 from tunix_lab.lab.record.redaction import Redactor
 from tunix_lab.lab.record.untracked import unpack
@@ -61,6 +61,17 @@ def remove_worktree(project: Path, top: Path) -> None:
     """Removes the folder, and what git remembers of it."""
     shutil.rmtree(top, ignore_errors=True)
     _git(project, "worktree", "prune")
+
+
+def runs_made(home: Path) -> list[Path]:
+    """The run directories in a project folder that its commit did not bring, the newest last."""
+    folder = home / "runs"
+    if not folder.is_dir():
+        return []
+    listed = _git(home, "ls-files", "-z", "--", "runs").decode("utf-8", "surrogateescape").split("\0")
+    tracked = {Path(path).parts[1] for path in listed if path}
+    made = [path for path in folder.iterdir() if path.is_dir() and path.name not in tracked]
+    return sorted(made, key=lambda path: path.stat().st_ctime)
 
 
 def _ensure_commit(project: Path, recorded: Recorded) -> None:
@@ -141,4 +152,7 @@ def _run(folder: Path, *arguments: str, data: bytes | None = None) -> "subproces
     """Runs git in a folder without the user's hooks, whatever repository the environment names."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), "-c", "core.hooksPath=/dev/null", *arguments]
-    return subprocess.run(command, input=data, capture_output=True, env=environment, check=False)
+    try:
+        return subprocess.run(command, input=data, capture_output=True, env=environment, check=False)
+    except FileNotFoundError:
+        raise EnvironmentProblem("making a run again needs git, which is not installed here") from None

@@ -1,6 +1,10 @@
 """The reference's log-probabilities of a whole preference dataset, computed once, so that the reference can leave memory."""
 
 import hashlib
+import json
+import os
+import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +13,8 @@ import numpy as np
 from flax import nnx
 
 from tunix_lab.data.pipeline import eval_batches
+from tunix_lab.errors import EnvironmentProblem
+from tunix_lab.models.decoder import Decoder
 from tunix_lab.models.sharding import place_batch
 from tunix_lab.sft.dpo.dpo_trainer import REFERENCE_COLUMNS, answer_logps
 from tunix_lab.sft.train_state import digest, flat_params, mesh_of
@@ -17,7 +23,7 @@ Example = Mapping[str, np.ndarray]
 
 
 def with_reference_logps(
-    reference: nnx.Module, examples: Sequence[Example], batch_size: int, cache: Path | None = None
+    reference: Decoder, examples: Sequence[Example], batch_size: int, cache: Path | None = None
 ) -> list[dict[str, np.ndarray]]:
     """The examples with `ref_chosen` and `ref_rejected`: summed log-probabilities of the answers under the reference, float32 [].
 
@@ -25,20 +31,18 @@ def with_reference_logps(
       reference: the frozen model, in the state in which it is the reference.
       examples: tokenised preferences, as `data.pairs.preference_examples` gives them.
       batch_size: pairs at a time.
-      cache: folder that keeps the results under the hash of reference and examples; None keeps none.
+      cache: folder that keeps the results under the hash of all that their bits depend on; None keeps none.
     """
-    params = flat_params(nnx.state(reference))
-    path = None if cache is None else cache / f"{_identity(params, examples)}.npz"
-    if path is not None and path.is_file():
-        columns = dict(np.load(path))
-    else:
+    path = None if cache is None else cache / f"{_identity(reference, examples, batch_size)}.npz"
+    columns = None if path is None else _read(path)
+    if columns is None:
         columns = _compute(reference, examples, batch_size)
         if path is not None:
             _write(path, columns)
     return [dict(example) | {name: columns[name][i] for name in REFERENCE_COLUMNS} for i, example in enumerate(examples)]
 
 
-def _compute(reference: nnx.Module, examples: Sequence[Example], batch_size: int) -> dict[str, np.ndarray]:
+def _compute(reference: Decoder, examples: Sequence[Example], batch_size: int) -> dict[str, np.ndarray]:
     graph, state = nnx.split(reference)
     mesh = mesh_of(flat_params(state))
     compiled = jax.jit(lambda state, batch: answer_logps(nnx.merge(graph, state), batch)[:2])
@@ -48,9 +52,22 @@ def _compute(reference: nnx.Module, examples: Sequence[Example], batch_size: int
     return dict(zip(REFERENCE_COLUMNS, columns, strict=True))
 
 
-def _identity(params: dict[str, jax.Array], examples: Sequence[Example]) -> str:
-    """sha256 of what the results depend on: every bit of the reference, and every token and mask."""
-    sha = hashlib.sha256(digest(params).encode())
+def _identity(reference: Decoder, examples: Sequence[Example], batch_size: int) -> str:
+    """sha256 of what the bits of the results depend on: the reference, the examples, and how and on what they are computed.
+
+    The order of a sum on a device follows from shapes, partition, compiler and kind of device, so each of them counts.
+    """
+    params = flat_params(nnx.state(reference))
+    device, mesh = jax.devices()[0], mesh_of(params)
+    how = {
+        "model": repr(reference.config),
+        "batch_size": batch_size,
+        "mesh": None if mesh is None else dict(mesh.shape),
+        "device": [device.platform, device.device_kind],
+        "backend": device.client.platform_version,
+        "jax": [jax.__version__, jax.config.jax_default_matmul_precision],
+    }
+    sha = hashlib.sha256((digest(params) + json.dumps(how)).encode())
     for example in examples:
         for name in sorted(example):
             array = np.ascontiguousarray(example[name])
@@ -58,9 +75,28 @@ def _identity(params: dict[str, jax.Array], examples: Sequence[Example]) -> str:
     return sha.hexdigest()
 
 
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """None where there is nothing, or a file that cannot be read: then it is made again."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in REFERENCE_COLUMNS}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+
+
 def _write(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """Atomically: another process may look for the file at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **columns)
-    temporary.replace(path)
+    """Under its name only when it is whole, from a file of its own: several processes may make the same at one time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            try:
+                np.savez(file, **columns)
+            except OSError:
+                Path(file.name).unlink()
+                raise
+        os.replace(file.name, path)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{path.parent}: the reference's log-probabilities cannot be kept there: {error.strerror}; make room, or set "
+            "TUNIX_LAB_CACHE_DIR"
+        ) from error
