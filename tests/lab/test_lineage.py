@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from tunix_lab.cli.lineage import lineage
 from tunix_lab.errors import UserError
 from tunix_lab.lab.lineage.graph import Graph, Node
+from tunix_lab.lab.lineage.records import read_run_records
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore:::{package}") for package in ("mlflow", "alembic", "sqlalchemy")]
 REPOSITORY = Path(__file__).parents[2]
@@ -349,3 +350,12 @@ def test_asking_imports_neither_mlflow_nor_jax_nor_dvc():
     program = "import sys, tunix_lab.cli.lineage, tunix_lab.lab.lineage.query as q, pathlib; q.Lineage(pathlib.Path('.'))\n"
     program += "heavy = {'mlflow', 'jax', 'dvc', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_damaged_run_hides_no_other(project, ask, capsys):
+    damaged = project.home / "runs/bad-20261123-080000-dead"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{")
+    assert len(read_run_records(project.home)) == len(list((project.home / "runs").iterdir())) - 1
+    assert "left out: bad-20261123-080000-dead" in capsys.readouterr().err
+    assert ask(IDS["dpo"])

@@ -9,9 +9,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tunix_lab.cli.main import app as every_verb
 from tunix_lab.cli.runs import runs
 from tunix_lab.cli.sync import sync
-from tunix_lab.errors import EnvironmentProblem
+from tunix_lab.errors import EnvironmentProblem, UserError
 from tunix_lab.lab.record.journal import Journal
 from tunix_lab.lab.tracking.sync import is_complete
 
@@ -129,3 +130,14 @@ def test_sync_without_a_server_says_what_waits(invoke, make_run, train, monkeypa
     out = invoke("sync", error=EnvironmentProblem)
     assert out.startswith("tracking server http://127.0.0.1:9 refuses the connection")
     assert "1 run with 20 points waits" in out
+
+
+@pytest.mark.parametrize("verb", ["report", "compare", "diff"])
+def test_a_sweep_is_no_run(make_run, verb, monkeypatch, tmp_path):
+    """Its trials are what can be looked at."""
+    sweep = make_run("sweep_dpo-20261123-080000-beef", kind="sweep")
+    with Journal.open(sweep):
+        pass
+    monkeypatch.setenv("TUNIX_LAB_HOME", str(tmp_path))
+    result = CliRunner().invoke(every_verb, [verb, "beef", *(["beef"] if verb != "report" else [])])
+    assert isinstance(result.exception, UserError) and "is a sweep" in str(result.exception)

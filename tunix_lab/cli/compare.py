@@ -142,7 +142,9 @@ def _print_answers(console: Console, comparison: "Comparison", samples: int) -> 
     from tunix_lab.lab.pages.headline import number
 
     differing = sum(answers.differ for answers in comparison.answers)
-    console.print(f"\n[bold]Samples[/]: {differing} of {len(comparison.answers)} prompts are answered differently")
+    of_groups = " (of a group: those of one run)" if comparison.is_grouped else ""
+    told = f"{differing} of {len(comparison.answers)} prompts are answered differently" if len(comparison.columns) > 1 else ""
+    console.print(f"\n[bold]Samples[/]{of_groups}: {told}")
     for answers in comparison.answers[:samples]:
         console.print(f"\n{escape(_printable(answers.prompt))}", style="bold", highlight=False)
         table = Table(box=None, pad_edge=False, show_header=False)

@@ -27,11 +27,11 @@ def diff(
     """Say what two runs have differently, and the first update, cause and layer in which they diverge."""
     from tunix_lab.cli._project import open_project
     from tunix_lab.errors import Mismatch
-    from tunix_lab.lab.record.journal import find_run
+    from tunix_lab.lab.record.run_state import find_one_training
     from tunix_lab.lab.run_diff import diff_runs
 
     home = open_project().home
-    found = diff_runs(find_run(home, a), find_run(home, b))
+    found = diff_runs(find_one_training(home, a), find_one_training(home, b))
     if as_json:
         typer.echo(json.dumps(as_data(found), indent=1, allow_nan=False))
     else:

@@ -17,9 +17,9 @@ def report(
     """Write one self-contained HTML page: verdict, curves, samples, spec, lineage, times, checkpoints."""
     from tunix_lab.cli._project import open_project
     from tunix_lab.lab.pages.report import REPORT, write_report
-    from tunix_lab.lab.record.journal import find_run
+    from tunix_lab.lab.record.run_state import find_one_training
 
-    run_dir = find_run(open_project().home, run_id)
+    run_dir = find_one_training(open_project().home, run_id)
     file = out or run_dir / REPORT
     write_report(run_dir, file)
     typer.echo(file)

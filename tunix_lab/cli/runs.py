@@ -77,7 +77,9 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("headline")
     for row in rows:
-        status = f"[{_COLOURS[row['status']]}]{row['status']}[/]"
+        # A run that was asked to stop has saved; one that was killed goes on from an older checkpoint.
+        asked = row["status"] == "killed" and (row["message"] or "").startswith("stopped by")
+        status = f"[{_COLOURS[row['status']]}]{'stopped' if asked else row['status']}[/]"
         table.add_row(row["run_id"], status, f"{row['step']:,}", _duration(row["duration_s"]), _headline(row))
     return table
 

@@ -102,7 +102,7 @@ def run(
     else:
         run_id = None if fresh else interrupted_run(home, spec, inputs, settings.trial)
     if run_id is not None:
-        _say(f"continuing interrupted run {run_id} (--fresh starts anew)")
+        _say(f"continuing interrupted run {run_id}" + (" (--fresh starts anew)" if resumed is None else ""))
     run_id = run_id or new_run_id(spec.name)
     run_dir = home / "runs" / run_id
     out = out or run_dir

@@ -95,7 +95,8 @@ class Stopping:
         elif found is not None:
             self._stop(trainer, f"the stop file {found}")
         elif self._budget is not None and self._budget.is_over(time.time(), self._longest_save(trainer)):
-            self._stop(trainer, f"its time budget ({self._budget})")
+            kept = f"{self._budget.reserve_s:.0f} s of it are kept for another update and the checkpoint"
+            self._stop(trainer, f"its time budget ({self._budget})", kept)
 
     def _longest_save(self, trainer: PeftTrainer) -> float | None:
         seen = [seconds for seconds in (self._save_s, trainer.checkpoint_manager.longest_save_s) if seconds is not None]
@@ -103,7 +104,8 @@ class Stopping:
 
     def _stop(self, trainer: PeftTrainer, reason: str, *more: str) -> None:
         self._reason = reason
-        print("; ".join([f"{reason}: stopping after this step", *more]), file=sys.stderr, flush=True)
+        below = "\n" if sys.stderr.isatty() else ""  # the progress bar
+        print(below + "; ".join([f"{reason}: stopping after this step", *more]), file=sys.stderr, flush=True)
         trainer.request_stop()
 
     def raise_stopped(self, trainer: PeftTrainer) -> None:
@@ -140,6 +142,7 @@ class Budget:
         self._began = began
         self._last: float | None = None
         self.longest_s = 0.0
+        self.reserve_s = 0.0
 
     def is_over(self, now: float, save_s: float | None) -> bool:
         """Whether another update might be one too many.
@@ -151,8 +154,8 @@ class Budget:
         if self._last is not None:  # the update itself, and whatever evaluation, samples or saving came with it
             self.saw(now - self._last)
         self._last = now
-        reserve = 2 * self.longest_s + 2 * (FIRST_SAVE_S if save_s is None else save_s) + 2.0
-        return now - self._began + reserve > self._seconds
+        self.reserve_s = 2 * self.longest_s + 2 * (FIRST_SAVE_S if save_s is None else save_s) + 2.0
+        return now - self._began + self.reserve_s > self._seconds
 
     def saw(self, seconds: float) -> None:
         """Tells how long an update took."""

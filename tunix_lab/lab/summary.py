@@ -13,9 +13,10 @@ def print_result(result: RunResult, spec: ExperimentSpec) -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"[green]finished[/green] {result.run_id}")
     names = dict.fromkeys([spec.tracking.primary_metric, *_HEADLINES, *(n for n in result.metrics if n.startswith("eval/"))])
-    for name in names:
-        if name in result.metrics:
-            console.print(f"  {name:<20}{result.metrics[name]:.4g}")
+    shown = [name for name in names if name in result.metrics]
+    width = max(map(len, shown), default=0) + 2
+    for name in shown:
+        console.print(f"  {name:<{width}}{result.metrics[name]:.4g}")
     console.print(f"model    {result.out / 'final'}")
     if result.synced is False:
         reason = f" ({result.sync_problem})" if result.sync_problem else "; it goes on in the background"

@@ -5,10 +5,12 @@ import dataclasses
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunix_lab.errors import UserError
 from tunix_lab.lab.record.run_state import RunState, list_runs, read_events, read_manifest
 from tunix_lab.lab.versioning import file_md5, locked_stages
 
@@ -90,7 +92,14 @@ def _run_of(home: Path, outs: tuple[Entry, ...]) -> str | None:
 
 def read_run_records(home: Path) -> list[RunRecord]:
     """The runs of the project that have a manifest, oldest first."""
-    return [_read_run(state) for state in reversed(list_runs(home)) if (state.run_dir / "manifest.json").is_file()]
+    records = []
+    for state in reversed(list_runs(home)):
+        if (state.run_dir / "manifest.json").is_file():
+            try:
+                records.append(_read_run(state))
+            except (UserError, ValueError, KeyError) as error:  # one damaged run does not hide all others
+                print(f"left out: {state.run_id}: {error}", file=sys.stderr)
+    return records
 
 
 def _read_run(state: RunState) -> RunRecord:

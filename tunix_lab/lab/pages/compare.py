@@ -13,7 +13,7 @@ from typing import Any
 from tunix_lab.lab.pages.answers import Answers, side_by_side
 from tunix_lab.lab.pages.headline import chosen_metrics, higher_is_better, is_typical, typical
 from tunix_lab.lab.pages.run_view import RunView, read_run
-from tunix_lab.lab.record.journal import find_run
+from tunix_lab.lab.record.run_state import find_one_training
 from tunix_lab.lab.tracking.checkpoints import short_name
 
 # Names and labels: two runs that differ in nothing else are the same experiment.
@@ -109,7 +109,7 @@ def read_runs(home: Path, names: Sequence[str]) -> list[RunView]:
     Raises:
       UserError: no run, or several, for a name.
     """
-    return [read_run(run_dir) for run_dir in dict.fromkeys(find_run(home, name) for name in names)]
+    return [read_run(run_dir) for run_dir in dict.fromkeys(find_one_training(home, name) for name in names)]
 
 
 def compare(views: Sequence[RunView], *, metrics: Sequence[str] = (), group: bool = False) -> Comparison:

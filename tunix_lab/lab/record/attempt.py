@@ -8,6 +8,7 @@ from typing import Any
 
 from tunix_lab.lab.record.environment import environment
 from tunix_lab.lab.record.git_state import GitState
+from tunix_lab.lab.record.redaction import Redactor
 from tunix_lab.lab.record.run_state import read_events
 
 _SHOWN = 5
@@ -32,7 +33,8 @@ def origin_of(git: GitState, hardware: Mapping[str, Any], resolved: str) -> dict
     known |= {f"versions.{name}": version for name, version in around["versions"].items()}
     known |= {f"environment.{name}": value for name, value in around["environment"].items()}
     known |= {f"hardware.{name}": str(hardware[name]) for name in ("platform", "device_kind", "device_count", "process_count")}
-    return known | {f"jax.{name}": str(value) for name, value in hardware["jax"].items()}
+    known |= {f"jax.{name}": str(value) for name, value in hardware["jax"].items()}
+    return Redactor.of_process().tree(known)  # a flag may hold an address with a password
 
 
 def origins(run_dir: Path) -> dict[int, dict[str, str]]:

@@ -169,6 +169,21 @@ def find_run(home: str | Path, text: str) -> Path:
     raise UserError(f"no run {text!r} in {Path(home) / 'runs'}; `tunix-lab runs --all` lists them")
 
 
+def find_one_training(home: str | Path, text: str) -> Path:
+    """The directory of the run that `text` names, which is no sweep: the many runs of one have no curves in common.
+
+    Raises:
+      UserError: no run or several match, or it is a sweep.
+    """
+    run_dir = find_run(home, text)
+    if (run_dir / MANIFEST).is_file() and read_manifest(run_dir).get("kind") == "sweep":
+        raise UserError(
+            f"{run_dir.name} is a sweep: its table is in {run_dir}, its trials are runs, which `tunix-lab runs --all` lists; "
+            "name one or several of them"
+        )
+    return run_dir
+
+
 def _run_dirs(home: Path) -> list[Path]:
     runs = home / "runs"
     if not runs.is_dir():

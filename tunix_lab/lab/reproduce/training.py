@@ -56,7 +56,9 @@ def train(recorded: Recorded, tree: Worktree, workspace: Path, lock: IO[bytes]) 
         "PYTHONPATH": os.pathsep.join([*([] if package is None else [str(package)]), *path]),
     }
     command = [sys.executable, "-c", _MAIN, "run", str(spec)]
-    process = subprocess.Popen(command, cwd=tree.home, env=environment, start_new_session=True, pass_fds=(lock.fileno(),))
+    # What it would print in the end is of a folder that goes; its progress and its mistakes come by the other stream.
+    alone = {"start_new_session": True, "pass_fds": (lock.fileno(),)}
+    process = subprocess.Popen(command, cwd=tree.home, env=environment, stdout=subprocess.DEVNULL, **alone)
     with _forward_signals(process):
         code = process.wait()
     code = 128 - code if code < 0 else code
