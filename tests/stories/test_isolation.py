@@ -4,9 +4,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from story_project import Project, metrics_of
 
 from tunix_lab.lab.record.journal import read_metrics, run_status
+
+pytestmark = pytest.mark.slow
 
 SHORT = ("--set", "training.max_steps=6", "--set", "optimizer.schedule.warmup_steps=2")
 
