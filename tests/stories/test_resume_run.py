@@ -77,7 +77,8 @@ def test_a_disk_that_fills_up(project: Project) -> None:
         events = list(read_events(run))
         assert run_status(run).status == "finished" and (run / "final/model.safetensors").is_file()
         assert [event["step"] for event in events if event["kind"] == "checkpoint"] == [4]
-        assert [event["step"] for event in events if event["kind"] == "checkpoint_failed"] == [8, 12, 16, 20, 24]
+        # the last one, which matters most, is tried once more
+        assert [event["step"] for event in events if event["kind"] == "checkpoint_failed"] == [8, 12, 16, 20, 24, 24]
         assert "no checkpoint of step 8" in printed and "the disk lacks" in printed and "Traceback" not in printed
         leaves, counters = read_checkpoint(next(disk.glob("*/*/4")))
         assert counters["train_steps"] == 4 and leaves
