@@ -159,11 +159,11 @@ def first_metrics_not_logged(patch):
     # What the killed attempt had logged beyond its checkpoint is what a tracker that starts anew would not have.
     original = vars(Journal)["open"].__func__
 
-    def cut(cls, run_dir):
+    def cut(cls, run_dir, *origin):
         path = Path(run_dir) / "journal/metrics.jsonl"
         lines = [line for line in path.read_bytes().splitlines(keepends=True) if json.loads(line)["step"] <= RESUMED_FROM]
         path.write_bytes(b"".join(lines))
-        return original(cls, run_dir)
+        return original(cls, run_dir, *origin)
 
     patch.setattr(Journal, "open", classmethod(cut))
 
