@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tunix_lab.lab.same_run import Outcome, compare
+from tunix_lab.lab.verify_resume import show_view
 from tunix_lab.sft.fingerprint import Fingerprint
 
 
@@ -76,3 +77,13 @@ def test_a_run_that_was_asked_to_stop_may_have_saved_more():
     more = dataclasses.replace(outcome(), outputs=outcome().outputs | {"step 1": "cc"})
     assert not any(check.different for check in compare(outcome(), more))
     assert any(check.different for check in compare(more, outcome()))
+
+
+def test_a_view_shows_the_project_without_its_runs(tmp_path):
+    """Nor its repository: to git all folders of the view would be missing."""
+    home = tmp_path / "home"
+    for name in ("runs", "checkpoints", ".git", "data", "experiments"):
+        (home / name).mkdir(parents=True)
+    (home / "mlflow.db").touch()
+    (home / "dvc.yaml").touch()
+    assert {path.name for path in show_view(home, tmp_path / "view").iterdir()} == {"data", "experiments", "dvc.yaml"}

@@ -6,6 +6,7 @@ from tunix_lab.models.sizes import SIZES
 from tunix_lab.spec import SpecError, check_devices
 
 HEAD = "extends: good.yaml\n"
+A_DURATION = "must be hours, minutes and seconds, such as 8h30m, 45m or 90s"
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,30 @@ HEAD = "extends: good.yaml\n"
             "2:16: model.dtype: must be one of 'float32', 'bfloat16', got 'float16' (did you mean 'bfloat16'?)",
         ),
         ("tokenizer: {path: ''}", "2:19: tokenizer.path: must not be empty"),
+        (
+            "training: {budget: 8 hours}",
+            f"2:20: training.budget: {A_DURATION}; got '8 hours'",
+        ),
+        (
+            "training: {budget: 30m8h}",
+            "2:20: training.budget: must be hours, minutes and seconds, such as 8h30m, 45m or 90s; got '30m8h'",
+        ),
+        (
+            "training: {budget: ''}",
+            "2:20: training.budget: must be hours, minutes and seconds, such as 8h30m, 45m or 90s; got ''",
+        ),
+        (
+            "checkpoint: {every: 5, keep_best: {metric: train/loss}}",
+            "2:44: checkpoint.keep_best.metric: 'train/loss' is of a batch, which says little of a checkpoint: take one of eval/",
+        ),
+        (
+            "checkpoint: {every: 3, keep_best: {metric: eval/loss}}",
+            "2:44: checkpoint.keep_best.metric: no checkpoint has a eval/loss: known every 50 steps, saved every 3",
+        ),
+        (
+            "checkpoint: {keep_best: {metric: eval/los}}",
+            "2:34: checkpoint.keep_best.metric: this experiment does not produce 'eval/los' (did you mean 'eval/loss'?)",
+        ),
         ("mesh: {fsdp: 0}", "2:14: mesh.fsdp: must be at least 1, or -1 for all remaining devices; got 0"),
         ("mesh: {fsdp: -2}", "2:14: mesh.fsdp: must be at least -1, got -2"),
         ("mesh: {fsdp: -1, tp: -1}", "2:7: mesh: fsdp and tp cannot both be -1; say how many devices one of them has"),

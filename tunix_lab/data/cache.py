@@ -8,19 +8,16 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
-import tempfile
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tunix_lab.data.array_cache import read_arrays, write_arrays
 from tunix_lab.data.examples import Example
 from tunix_lab.data.ledger import Ledger
 from tunix_lab.data.rows import CONTENT, Row
-from tunix_lab.errors import EnvironmentProblem
 
 _LIBRARIES = ("tokenizers", "sentencepiece", "jinja2")
 _LEDGER = "ledger"
@@ -71,11 +68,8 @@ def remembered(folder: Path | None, key: str, make: Callable[[], Made]) -> Made:
 
 
 def _read(path: Path) -> Made | None:
-    """None where there is nothing to be read, or a file that was cut short: then it is made again."""
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            columns = {name: stored[name] for name in stored.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+    columns = read_arrays(path)
+    if columns is None:
         return None
     ledger = Ledger(**json.loads(columns.pop(_LEDGER).tobytes()))
     count = len(next(iter(columns.values())))
@@ -83,19 +77,6 @@ def _read(path: Path) -> Made | None:
 
 
 def _write(path: Path, examples: list[Example], ledger: Ledger) -> None:
-    """Under its name only when it is whole: another process may look at the same time."""
     columns = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
     columns[_LEDGER] = np.frombuffer(json.dumps(dataclasses.asdict(ledger)).encode(), np.uint8)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            try:
-                np.savez(file, **columns)
-            except OSError:
-                Path(file.name).unlink()
-                raise
-        os.replace(file.name, path)
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"{path.parent}: tokenised data cannot be kept there: {error.strerror}; make room, or set TUNIX_LAB_CACHE_DIR"
-        ) from error
+    write_arrays(path, columns, "tokenised data")

@@ -17,6 +17,7 @@ from tunix_lab.distillation import strategies
 from tunix_lab.distillation.distillation_trainer import DistillationTrainer
 from tunix_lab.errors import EnvironmentProblem, UserError
 from tunix_lab.lab.datasets import Dataset, buckets_of, load_dataset
+from tunix_lab.lab.prompts import Prompt, sample_prompts
 from tunix_lab.models.adapters import adapter_off, add_lora, has_adapters, merged_params
 from tunix_lab.models.catalog import load_model
 from tunix_lab.models.decoder import Decoder, init_decoder
@@ -50,10 +51,11 @@ from tunix_lab.spec.training import CheckpointSpec, ConstantSchedule, CosineSche
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The data of a run: both splits, and the batches made of them."""
+    """The data of a run: both splits, the batches made of them, and the prompts that are answered while it trains."""
 
     train: Dataset
     validation: Dataset
+    prompts: list[Prompt]
     train_batches: TrainBatches
     eval_batches: EvalBatches
 
@@ -137,7 +139,8 @@ def build_data(spec: ExperimentSpec, home: Path, tokenizer: Tokenizer, cache: Pa
       UserError: a file or a row cannot be used.
     """
     train = load_dataset(spec, home, "train", tokenizer, cache=cache)
-    return make_batches(spec, train, load_dataset(spec, home, "validation", tokenizer, cache=cache))
+    validation = load_dataset(spec, home, "validation", tokenizer, cache=cache)
+    return make_batches(spec, train, validation, sample_prompts(spec, home, validation, tokenizer))
 
 
 def with_reference(spec: ExperimentSpec, data: Data, model: Decoder, base: Decoder, cache: Path) -> Data:
@@ -162,16 +165,17 @@ def with_reference(spec: ExperimentSpec, data: Data, model: Decoder, base: Decod
         parts = [dataclasses.replace(part, examples=rows) for part, rows in zip(dataset.parts, examples, strict=True)]
         return dataclasses.replace(dataset, parts=parts)
 
-    return make_batches(spec, extended(data.train), extended(data.validation))
+    return make_batches(spec, extended(data.train), extended(data.validation), data.prompts)
 
 
-def make_batches(spec: ExperimentSpec, train: Dataset, validation: Dataset) -> Data:
-    """Both splits with the batches of this process."""
+def make_batches(spec: ExperimentSpec, train: Dataset, validation: Dataset, prompts: list[Prompt]) -> Data:
+    """Both splits with the batches of this process, beside the prompts."""
     buckets = buckets_of(spec.data)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     return Data(
         train,
         validation,
+        prompts,
         train_batches(
             train.examples,
             batch_size=spec.training.batch_size,
@@ -260,10 +264,7 @@ def build_trainer(
         case Sft():
             return PeftTrainer(model, optimizer, TrainingConfig(**options), **services)
         case Dpo() | Ipo() | Orpo() as preference:
-            knobs = {
-                field.name: getattr(preference, field.name) for field in dataclasses.fields(preference) if field.name != "kind"
-            }
-            config = DPOTrainingConfig(algorithm=preference.kind, **knobs, **options)
+            config = DPOTrainingConfig(algorithm=preference.kind, **_knobs(preference), **options)
             # With adapters their absence is the reference; what was computed beforehand needs none.
             needs_reference = model is base and not isinstance(preference, Orpo) and not config.precompute_reference
             return DPOTrainer(model, base if needs_reference else None, optimizer, config, tokenizer, **services)

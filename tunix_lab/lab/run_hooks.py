@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ from flax import nnx
 
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import TrainingFailed
-from tunix_lab.lab import build
-from tunix_lab.lab.prompts import sample_prompts
+from tunix_lab.lab.prompts import Prompt
 from tunix_lab.lab.record.journal import Journal
 from tunix_lab.lab.samples import Samples, load_scorer
 from tunix_lab.lab.stopping import Stopping
@@ -20,6 +20,9 @@ from tunix_lab.sft.fingerprint import Fingerprint
 from tunix_lab.sft.hooks import TrainingHooks
 from tunix_lab.sft.peft_trainer import PeftTrainer
 from tunix_lab.spec import ExperimentSpec
+
+BATCHES_KEPT = 10
+"""Batches whose loss or gradient is no number that are kept, and told, by one attempt."""
 
 
 class RunHooks(TrainingHooks):
@@ -32,19 +35,20 @@ class RunHooks(TrainingHooks):
         journal: Journal,
         model: nnx.Module,
         tokenizer: Tokenizer,
-        data: build.Data,
+        prompts: Sequence[Prompt],
         stopping: Stopping,
     ):
         self._journal = journal
         self._section = spec.samples
         self._nonfinite = spec.training.nonfinite
         self._sampled: int | None = None
+        self._faults = 0
         self._stopping = stopping
         if spec.samples is not None:
             self._samples = Samples(
                 model,
                 tokenizer,
-                sample_prompts(spec, home, data.validation, tokenizer),
+                prompts,
                 max_new_tokens=spec.samples.max_new_tokens,
                 temperature=spec.samples.temperature,
                 seed=spec.seed,
@@ -66,8 +70,10 @@ class RunHooks(TrainingHooks):
         if math.isfinite(fingerprint.loss) and math.isfinite(fingerprint.grad_norm):
             return
         path = self._journal.run_dir / "faults" / f"step-{fingerprint.step:06d}.npz"
-        save_batch(path, trainer.told_batch)
-        self._journal.event("nonfinite", step=fingerprint.step, batch=path.relative_to(self._journal.run_dir).as_posix())
+        if self._faults < BATCHES_KEPT:  # of a run that goes on, every batch may be such a one
+            save_batch(path, trainer.told_batch)
+            self._journal.event("nonfinite", step=fingerprint.step, batch=path.relative_to(self._journal.run_dir).as_posix())
+        self._faults += 1
         what = f"loss {fingerprint.loss}, gradient norm {fingerprint.grad_norm} at step {fingerprint.step}"
         if self._nonfinite == "stop":
             raise TrainingFailed(
@@ -76,7 +82,10 @@ class RunHooks(TrainingHooks):
                 "rows, or set training.nonfinite to skip"
             )
         done = "skipped" if self._nonfinite == "skip" else "applied all the same"
-        print(f"{what}: {done}; its batch is in {path}", file=sys.stderr, flush=True)
+        if self._faults <= BATCHES_KEPT:
+            print(f"{what}: {done}; its batch is in {path}", file=sys.stderr, flush=True)
+        if self._faults == BATCHES_KEPT:
+            print("further ones are counted in the metrics alone", file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: PeftTrainer) -> None:
         if not trainer.stopped_early:

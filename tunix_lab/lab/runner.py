@@ -15,7 +15,6 @@ from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
 from tunix_lab.lab.pages.report import write_report_at_end
 from tunix_lab.lab.preflight import check_places
-from tunix_lab.lab.prompts import sample_prompts
 from tunix_lab.lab.record.attempt import origin_of, tell_changes
 from tunix_lab.lab.record.devices import hardware
 from tunix_lab.lab.record.environment import command_line
@@ -89,7 +88,6 @@ def run(
     mesh = build.build_mesh(spec)
     tokenizer = Tokenizer.load(origin.tokenizer_folder(spec, home))
     data = build.build_data(spec, home, tokenizer, settings.cache_dir / "tokenised")
-    sample_prompts(spec, home, data.validation, tokenizer)  # a bad row is told now, not after the weights are loaded
     base_folder = origin.base_folder(spec, home)  # last: a mistake in the data is told before gigabytes are fetched
     teacher_folder = origin.teacher_folder(spec, home)
     for folder in (base_folder, teacher_folder):
@@ -205,7 +203,7 @@ def _execute(
         journal.event("resumed", step=trainer.train_steps)
         _say(f"resuming after step {trainer.train_steps} of {spec.training.max_steps}")
     _tell_parameters(model, journal)
-    trainer.with_training_hooks(RunHooks(spec, folders.home, journal, model, tokenizer, data, stopping))
+    trainer.with_training_hooks(RunHooks(spec, folders.home, journal, model, tokenizer, data.prompts, stopping))
     # Where the base was quantized for an adapter, nobody needs it in full any more.
     config = base.config
     del base

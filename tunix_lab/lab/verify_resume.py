@@ -83,7 +83,7 @@ def verify_resume(spec: ExperimentSpec, home: Path, *, kill_after: Sequence[int]
       EnvironmentProblem: a run failed; its message stands above.
     """
     with tempfile.TemporaryDirectory(prefix="verify-resume-") as folder:
-        views = [_view(home, Path(folder) / name) for name in ("whole", "killed")]
+        views = [show_view(home, Path(folder) / name) for name in ("whole", "killed")]
         for view in views:
             (view / "verify.yaml").write_text(resolved_yaml(spec))
         whole = _finish(views[0])
@@ -129,7 +129,7 @@ def shortened(spec: ExperimentSpec, steps: int) -> list[str]:
     return overrides if spec.samples is None else [*overrides, f"samples.every={third}"]
 
 
-def _view(home: Path, view: Path) -> Path:
+def show_view(home: Path, view: Path) -> Path:
     """A folder that looks like the project but has no runs and no checkpoints; to git all its folders would be missing."""
     view.mkdir()
     for path in home.iterdir():

@@ -4,7 +4,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from tunix_lab.sft.batches import as_kwargs, stack, to_host
 from tunix_lab.sft.checkpoint_manager import CheckpointManager
 from tunix_lab.sft.config import MetricsLoggerOptions as MetricsLoggerOptions
 from tunix_lab.sft.config import TrainingConfig as TrainingConfig
+from tunix_lab.sft.data_position import DataPosition
 from tunix_lab.sft.fingerprinting import BatchHashes, UntoldUpdate, batch_hashes, state_marks
 from tunix_lab.sft.hooks import DataHooks, TrainingHooks
 from tunix_lab.sft.inflight_throttler import InflightThrottler
@@ -42,15 +43,6 @@ from tunix_lab.sft.train_state import (
 from tunix_lab.sft.train_step import as_weighted, make_eval_step, make_train_step
 
 logger = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class ResumableIterator(Protocol):
-    """An iterator, such as grain's, that can say where it is and go back there."""
-
-    def get_state(self) -> Any: ...
-
-    def set_state(self, state: Any) -> None: ...
 
 
 class PeftTrainer:
@@ -103,8 +95,7 @@ class PeftTrainer:
         self._iter_steps = 0
         self.told_batch: Any = None  # what the update read that hooks are told of, [n_micro, rows, …]
         self._stop_requested = False
-        self._data_iterator: Iterator[Any] | None = None
-        self._data_state: Any = None
+        self._position = DataPosition()
         self._untold: UntoldUpdate | None = None
         self._loss_fn: Callable[..., Any] = next_token_loss
         self._has_aux = False
@@ -286,18 +277,10 @@ class PeftTrainer:
             yield stacked, n_tokens, hashes
 
     def _train_batches(self, train_ds: Iterable[Any]) -> Iterator[Any]:
-        """An iterator that stands where training stands."""
         if self.data_hooks is not None:
             hooks = self.data_hooks
             return iter(lambda: hooks.load_next_train_batch(self), None)
-        self._data_state = self._data_iterator_state()  # of an earlier call, or restored
-        iterator = iter(train_ds)
-        self._data_iterator = iterator
-        if isinstance(iterator, ResumableIterator):
-            if self._data_state is not None:
-                iterator.set_state(self._data_state)
-            return iterator
-        return itertools.islice(iterator, self._iter_steps, None)
+        return self._position.open(train_ds, self._iter_steps)
 
     def _run_eval(self, eval_ds: Iterable[Any] | None, eval_step: Callable[..., Any]) -> None:
         """Evaluates on all of `eval_ds`; weights decide, so the size of its batches does not matter."""
@@ -398,7 +381,7 @@ class PeftTrainer:
         """Saves parameters, other variables, optimizer state, counters and the place in the data; nothing without a folder."""
         self._flush_metrics()  # a hook that refuses the loss does so before these parameters are saved
         with self.perf_tracer.span("checkpoint"):
-            record = {"train_steps": self._train_steps, "iter_steps": self._iter_steps, "data": self._data_iterator_state()}
+            record = {"train_steps": self._train_steps, "iter_steps": self._iter_steps, "data": self._position.state}
             record["metadata"] = self.custom_checkpoint_metadata()
             state = self._state
             self.checkpoint_manager.save(self._train_steps, state.params, state.opt_state, record, plain(state.variables))
@@ -409,10 +392,6 @@ class PeftTrainer:
         manager = self.checkpoint_manager
         return manager.latest_step() == step and manager.verify(step, state.params, state.opt_state, plain(state.variables))
 
-    def _data_iterator_state(self) -> Any:
-        iterator = self._data_iterator
-        return iterator.get_state() if isinstance(iterator, ResumableIterator) else self._data_state
-
     def _restore(self) -> None:
         self.restored_metadata: dict[str, Any] = {}
         state = self._state
@@ -422,7 +401,7 @@ class PeftTrainer:
         step, params, opt_state, record, variables = restored
         self._state = TrainState(params, with_plain(state.variables, variables), opt_state)
         self._train_steps, self._iter_steps = record["train_steps"], record["iter_steps"]
-        self._data_state = record["data"]
+        self._position.restore(record["data"])
         self.restored_metadata = record["metadata"]
         logger.info("restored the checkpoint of step %d", step)
 

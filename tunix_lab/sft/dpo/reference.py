@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,8 +9,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from tunix_lab.data.array_cache import read_arrays, write_arrays
 from tunix_lab.data.pipeline import eval_batches
-from tunix_lab.errors import EnvironmentProblem
 from tunix_lab.models.decoder import Decoder
 from tunix_lab.models.sharding import place_batch
 from tunix_lab.sft.dpo.dpo_trainer import REFERENCE_COLUMNS, answer_logps
@@ -34,11 +31,11 @@ def with_reference_logps(
       cache: folder that keeps the results under the hash of all that their bits depend on; None keeps none.
     """
     path = None if cache is None else cache / f"{_identity(reference, examples, batch_size)}.npz"
-    columns = None if path is None else _read(path)
-    if columns is None:
+    columns = None if path is None else read_arrays(path)
+    if columns is None or not columns.keys() >= set(REFERENCE_COLUMNS):
         columns = _compute(reference, examples, batch_size)
         if path is not None:
-            _write(path, columns)
+            write_arrays(path, columns, "the reference's log-probabilities")
     return [dict(example) | {name: columns[name][i] for name in REFERENCE_COLUMNS} for i, example in enumerate(examples)]
 
 
@@ -73,30 +70,3 @@ def _identity(reference: Decoder, examples: Sequence[Example], batch_size: int) 
             array = np.ascontiguousarray(example[name])
             sha.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
     return sha.hexdigest()
-
-
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """None where there is nothing, or a file that cannot be read: then it is made again."""
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in REFERENCE_COLUMNS}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return None
-
-
-def _write(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """Under its name only when it is whole, from a file of its own: several processes may make the same at one time."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            try:
-                np.savez(file, **columns)
-            except OSError:
-                Path(file.name).unlink()
-                raise
-        os.replace(file.name, path)
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"{path.parent}: the reference's log-probabilities cannot be kept there: {error.strerror}; make room, or set "
-            "TUNIX_LAB_CACHE_DIR"
-        ) from error
