@@ -44,6 +44,8 @@ def run_to_resume(home: Path, text: str) -> Path:
         raise UserError(f"{run_dir.name} is no training run but kind {manifest['kind']!r}: only training can go on")
     if state.status == "finished":
         raise UserError(f"{run_dir.name} has finished: there is nothing to resume (`tunix-lab run SPEC` makes a new run)")
+    if "inputs" not in manifest:
+        raise UserError(f"{run_dir.name} was begun by an older version, which did not record what it takes to go on: start anew")
     _require_idle(state, "then try again")
     return run_dir
 

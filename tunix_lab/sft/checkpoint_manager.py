@@ -117,23 +117,24 @@ class CheckpointManager:
         if missing:
             self._fail(step, f"the disk lacks {missing / 1e6:,.1f} MB for it")
             return False
-        params_digest = _digest(params)
-        hashes = {name: tree_hash(tree) for name, tree in trees.items()}
-        judged = (
-            {name: value for name, value in self._judged[1].items() if math.isfinite(value)} if self._judged[0] == step else {}
-        )
-        record = {**record, "identity": self._identity, "params_digest": params_digest, "hashes": hashes, JUDGED: judged}
+        record = {**record, "identity": self._identity, "params_digest": _digest(params), JUDGED: self._judgement(step)}
+        record["hashes"] = {name: tree_hash(tree) for name, tree in trees.items()}
+        if self._retention is not None:
+            self._retention.judge(step, record[JUDGED])
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["record"] = ocp.args.JsonSave({**record, "sha256": _sha256(record)})
-        if self._retention is not None:
-            self._retention.judge(step, judged)
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except (OSError, ValueError) as error:
             self._fail(step, _of_the_disk(error))
             return False
-        self._unreported = (step, params_digest)
+        self._unreported = (step, record["params_digest"])
         return True
+
+    def _judgement(self, step: int) -> dict[str, float]:
+        """The metrics of `step`, those that are numbers."""
+        at, metrics = self._judged
+        return {name: value for name, value in metrics.items() if math.isfinite(value)} if at == step else {}
 
     def restore(
         self, params: Params, opt_state: Any, variables: Params | None = None
