@@ -1,7 +1,6 @@
 """Preference training: ln 2 at the start, log-probabilities of answers alone, a frozen reference, ORPO by its formula."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -11,7 +10,6 @@ from flax import nnx
 
 from tunix_lab.data.pipeline import eval_batches
 from tunix_lab.models.adapters import add_lora
-from tunix_lab.sft.dpo import reference as reference_cache
 from tunix_lab.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig, answer_logps
 from tunix_lab.sft.dpo.reference import with_reference_logps
 from tunix_lab.sft.train_state import digest, flat_params
@@ -169,17 +167,6 @@ def test_a_damaged_reference_cache_is_made_again(policy, pairs, tmp_path):
         again = with_reference_logps(policy(1), examples, batch_size=4, cache=tmp_path)
         assert [row["ref_chosen"] for row in again] == [row["ref_chosen"] for row in known]
         assert set(np.load(file)) == {"ref_chosen", "ref_rejected"} and list(tmp_path.iterdir()) == [file]
-
-
-def test_several_processes_keep_the_same_reference(tmp_path):
-    """Trials of a sweep begin together and need the same file; none may take the temporary file of another."""
-    columns = {name: np.arange(50_000.0) for name in reference_cache.REFERENCE_COLUMNS}
-    path = tmp_path / "cache/key.npz"
-    with ThreadPoolExecutor(8) as pool:
-        for written in [pool.submit(reference_cache._write, path, columns) for _ in range(64)]:
-            written.result()
-    assert list(path.parent.iterdir()) == [path]
-    np.testing.assert_array_equal(reference_cache._read(path)["ref_chosen"], columns["ref_chosen"])
 
 
 def test_a_batch_without_the_reference_is_refused(policy, make_dpo, pairs):
