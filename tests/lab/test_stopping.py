@@ -87,6 +87,20 @@ def test_budget_of_nothing_stops_after_the_first_update(run_dir):
     assert stopped.value.exit_code == 75
 
 
+def test_a_stage_stops_when_its_dvc_is_gone(run_dir, monkeypatch):
+    """DVC leaves its stages running when it is killed; the next `dvc repro` would start a twin in the same folders."""
+    monkeypatch.setenv("DVC_STAGE", "train")
+    trainer, stopping = Trainer(), Stopping(run_dir, None, None)
+    stopping.after_update(trainer)
+    assert trainer.asked == 0
+    monkeypatch.setattr("tunix_lab.lab.stopping.os.getppid", lambda: 1)
+    stopping.after_update(trainer)
+    assert trainer.asked == 1
+    with pytest.raises(Stopped, match="the end of the dvc process that started this stage") as stopped:
+        stopping.raise_stopped(trainer)
+    assert stopped.value.exit_code == 143
+
+
 @pytest.mark.parametrize("which", ["of the run", "of the machine"])
 def test_stop_files(run_dir, which):
     trainer, machine = Trainer(), run_dir / "preempted"

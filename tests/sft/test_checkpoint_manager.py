@@ -167,6 +167,16 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, caplog, is_foreseen):
         subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=True)
 
 
+def test_a_restored_checkpoint_is_reported(folder):
+    """Whoever wrote it may have been killed before it could; the damaged one is not."""
+    shutil.rmtree(folder / "2" / "params")
+    seen = []
+    manager = CheckpointManager(folder, on_saved=lambda *told: seen.append(told))
+    manager.restore(params(0), moments(0))
+    manager.close()
+    assert seen == [(1, folder / "1", digest(params(1)))]
+
+
 @pytest.mark.parametrize("is_reopened", [False, True])
 def test_the_last_and_the_best_are_kept(tmp_path, is_reopened):
     """Losses by step: 5 4 1 NaN 2 and none; kept are the last two and the best two. A resumed run knows the old ones' too."""
