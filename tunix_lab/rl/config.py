@@ -50,7 +50,7 @@ class PolicyKnobs:
       num_iterations: times that an update is made from every answer (μ); answers are sampled anew after them.
       epsilon: a ratio π/π_old is clipped to 1 ± epsilon.
       epsilon_high: upper clip, as 1 + epsilon_high; None is epsilon.
-      epsilon_c: dual clip, https://arxiv.org/abs/1912.09729: the loss of a token of negative advantage is at most epsilon_c · |A|.
+      epsilon_c: dual clip, https://arxiv.org/abs/1912.09729: the loss of a token of negative advantage is at most epsilon_c·|A|.
         Greater than 1; None has no such bound.
       mask_truncated: answers that the budget cut off train nothing.
       logp_gap_limit: training stops where the sampler's and the trainer's log-probabilities of sampled tokens differ by more than

@@ -130,12 +130,12 @@ class RLLearner(abc.ABC):
 
     @property
     def needs_old_logps(self) -> bool:
-        """Whether the policy's log-probabilities before the updates must be computed: not where the first update is the only one."""
+        """Whether the policy's log-probabilities before the updates must be computed: not where there is one update only."""
         return self.updates_per_rollout > 1
 
     @abc.abstractmethod
     def judge(self, answers: Answers, batch: Batch) -> dict[str, np.ndarray]:
-        """What the batch needs beyond tokens and log-probabilities: advantages, and what else the loss reads; [answers, tokens]."""
+        """What the batch needs beyond tokens and log-probabilities: advantages, and what else the loss reads, by token."""
 
     @abc.abstractmethod
     def loss(self, model: nnx.Module, batch: Mapping[str, Any]) -> tuple[WeightedMean, dict[str, WeightedMean | PerRow]]:
@@ -299,7 +299,7 @@ class RLLearner(abc.ABC):
         mini, _ = self._sizes(n_prompts)
         if n_prompts % mini:
             raise UserError(
-                f"a batch of {n_prompts} prompts cannot be divided into updates of {mini} (mini_batch_size): take a multiple of it"
+                f"a batch of {n_prompts} prompts cannot be divided into updates of {mini} (mini_batch_size); take a multiple"
             )
         return self.config.num_iterations * (n_prompts // mini)
 
@@ -393,7 +393,7 @@ class RLLearner(abc.ABC):
             sampled = batch["completion_mask"]
             metrics |= {
                 "reward_std": _mean(self._group_std(answers.reward)),
-                # −log p of a sampled token is, on average, the entropy of its distribution; no pass over the vocabulary is needed.
+                # −log p of a sampled token is, on average, the entropy of its distribution; no pass over the vocabulary.
                 "entropy": -_mean(batch["sampler_logps"][sampled]),
                 "masked_answers": _mean(~batch["loss_mask"].any(axis=1)),
                 "advantage_abs": _mean(np.abs(batch["advantages"][batch["loss_mask"]])),
@@ -433,6 +433,11 @@ class RLLearner(abc.ABC):
         if self._on_trajectories is not None:
             self._on_trajectories(self._trajectories(self.trainer.train_steps, Mode.EVAL, answers, None, None))
         return {"loss": -_mean(answers.reward[np.isfinite(answers.reward)])}
+
+
+def token_means(values: Mapping[str, Any], mask: Any) -> dict[str, WeightedMean]:
+    """Metrics that are means over the tokens of the mask, of arrays [rows, tokens]."""
+    return {name: WeightedMean.of(value.astype("float32"), mask) for name, value in values.items()}
 
 
 def _repeated(values: Sequence[Any], times: int) -> list[Any]:

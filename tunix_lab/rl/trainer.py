@@ -1,4 +1,4 @@
-"""The training loop of reinforcement learning: `PeftTrainer` over what is sampled, with a critic beside the actor if there is one."""
+"""The training loop of reinforcement learning: `PeftTrainer` over what is sampled, with a critic if there is one."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
