@@ -30,6 +30,7 @@ from tunix_lab.spec.algorithm import Distill, Ppo, Reinforcement, Teacher
 from tunix_lab.spec.model import HubInit, Init
 from tunix_lab.spec.references import locate
 from tunix_lab.spec.rl import CriticSpec
+from tunix_lab.spec.rl_checks import updates_per_rollout
 
 _MAX_PARAMS = 100  # MLflow takes no more at a time
 
@@ -127,6 +128,7 @@ def make_manifest(
         "primary_metric": spec.tracking.primary_metric,
         "higher_is_better": spec.tracking.higher_is_better,
         "checkpoint_every": spec.checkpoint.every,
+        "rollouts": rollout_cadence(spec),
         "seed": spec.seed,
         "identity": inputs.identity(spec),
         "inputs": inputs.described(),
@@ -141,6 +143,13 @@ def make_manifest(
         "lock_files": lock_file_digests(home),
         **environment(),
     }
+
+
+def rollout_cadence(spec: ExperimentSpec) -> dict[str, int] | None:
+    """Updates between the rollouts of training and of evaluations, and those of the whole run; None where nothing is sampled."""
+    if not isinstance(spec.algorithm, Reinforcement):
+        return None
+    return {"train": updates_per_rollout(spec), "eval": spec.training.eval_every, "last": spec.training.max_steps}
 
 
 def input_files(spec: ExperimentSpec, home: Path, inputs: Inputs) -> list[dict[str, Any]]:
