@@ -17,6 +17,7 @@ from tunix_lab.distillation import strategies
 from tunix_lab.distillation.distillation_trainer import DistillationTrainer
 from tunix_lab.errors import EnvironmentProblem, UserError
 from tunix_lab.lab.datasets import Dataset, buckets_of, load_dataset
+from tunix_lab.lab.prompt_batches import PromptEvalBatches, PromptTrainBatches
 from tunix_lab.lab.prompts import Prompt, sample_prompts
 from tunix_lab.models.adapters import adapter_off, add_lora, has_adapters, merged_params
 from tunix_lab.models.catalog import load_model
@@ -45,7 +46,9 @@ from tunix_lab.spec.algorithm import (
     Orpo,
     Sft,
 )
+from tunix_lab.spec.data import PromptData
 from tunix_lab.spec.model import LoraAdapter, NoAdapter, QloraAdapter
+from tunix_lab.spec.rl_checks import rollout_prompts
 from tunix_lab.spec.training import CheckpointSpec, ConstantSchedule, CosineSchedule, LinearSchedule, OptimizerSpec
 
 
@@ -56,8 +59,8 @@ class Data:
     train: Dataset
     validation: Dataset
     prompts: list[Prompt]
-    train_batches: TrainBatches
-    eval_batches: EvalBatches
+    train_batches: TrainBatches | PromptTrainBatches
+    eval_batches: EvalBatches | PromptEvalBatches
 
 
 def build_mesh(spec: ExperimentSpec) -> Mesh:
@@ -172,6 +175,9 @@ def make_batches(spec: ExperimentSpec, train: Dataset, validation: Dataset, prom
     """Both splits with the batches of this process, beside the prompts."""
     buckets = buckets_of(spec.data)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    if isinstance(spec.data, PromptData):
+        answered = PromptTrainBatches(train, prompts=rollout_prompts(spec), seed=spec.seed, **process)
+        return Data(train, validation, prompts, answered, PromptEvalBatches(validation, spec.training.eval_batch_size))
     return Data(
         train,
         validation,
