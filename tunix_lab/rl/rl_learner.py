@@ -386,8 +386,7 @@ class RLLearner(abc.ABC):
         stopped = np.asarray([reason == "stop" for reason in answers.rollout.finish_reason])
         known = np.isfinite(answers.reward)
         metrics: dict[str, Any] = {"reward": _mean(answers.reward[known])}
-        if len(answers.rewards) > 1:
-            metrics |= {f"reward_{name}": _mean(values[np.isfinite(values)]) for name, values in answers.rewards.items()}
+        metrics |= {f"reward_{name}": _mean(values[np.isfinite(values)]) for name, values in answers.rewards.items()}
         metrics |= {"answer_tokens": _mean(lengths), "stopped": _mean(stopped)}
         if batch is not None:
             sampled = batch["completion_mask"]
@@ -415,6 +414,10 @@ class RLLearner(abc.ABC):
         groups = reward.reshape(-1, self.num_generations) if self.num_generations > 1 else reward[None]
         known = np.isfinite(groups)
         return np.std(groups, axis=1, where=known & known.any(axis=1, keepdims=True))
+
+    def close(self) -> None:
+        """Ends the processes of the rewards; they start again when they are needed."""
+        self.rewards.close()
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
