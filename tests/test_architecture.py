@@ -60,7 +60,7 @@ ROOMS = {
     "lab": _room(
         ours=f"sft rl distillation spec {_BELOW_TRAINERS}",
         third=f"{_JAX} psutil rich",
-        third_inside="mlflow requests sqlalchemy ruamel dvc matplotlib jinja2 optuna ray",
+        third_inside="mlflow requests sqlalchemy ruamel dvc matplotlib jinja2 optuna ray pyarrow",
     ),
     "cli": _room(ours="spec", third="typer rich", ours_inside="lab data tasks models.sizes models.footprint"),
     # The face of the package is lazy: its table names modules of every room, and imports none.

@@ -44,11 +44,11 @@ def completion_logps_and_entropy(
     return token_logps_and_entropy(hidden[:, start:-1], model.head(), targets, softcap=softcap, temperature=temperature)
 
 
-def completion_values(model: nnx.Module, batch: Mapping[str, Array]) -> Float[Array, "rows tokens"]:
-    """The value before each token of the answers: read at the place that predicts it."""
+def completion_values(model: nnx.Module, batch: Mapping[str, Array]) -> Float[Array, "rows tokens+1"]:
+    """The value before each token of the answers, read at the place that predicts it, and behind the last."""
     tokens, positions, mask, start = _whole(batch)
     values, _ = model(tokens, positions, None, mask)
-    return values[:, start:-1, 0]
+    return values[:, start:, 0]
 
 
 def final_scores(model: nnx.Module, batch: Mapping[str, Array]) -> Float[Array, " rows"]:

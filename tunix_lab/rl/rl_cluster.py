@@ -251,13 +251,18 @@ class RLCluster:
         micro_batch_size: int | None = None,
         prompt_mask: np.ndarray | None = None,
         completion_mask: np.ndarray | None = None,
+        *,
+        with_last: bool = False,
     ) -> np.ndarray:
-        """The critic's value before each token of the answers, float32 [rows, tokens]; for the arguments see there."""
+        """The critic's value before each token of the answers, float32 [rows, tokens]; for the arguments see there.
+
+        With `with_last` also the value behind the last token, [rows, tokens + 1].
+        """
         if self._values is None:
             raise ValueError("the cluster has no critic: RLCluster(…, critic=…)")
         batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, prompt_mask, completion_mask)
         values = self._values(nnx.split(self.critic_trainer.model)[1], batch, self._rows_at_once(micro_batch_size))
-        return np.asarray(values, np.float32)
+        return np.asarray(values if with_last else values[:, :-1], np.float32)
 
     def get_rewards(
         self,
@@ -293,7 +298,7 @@ class RLCluster:
 
     def _update(self, trainer: Any, train_ds: Iterable[Batch], eval_ds: Iterable[Batch] | None, skip_jit: bool) -> None:
         metrics = trainer.update(list(train_ds), skip_jit)
-        self.buffer_metrics({name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}, Mode.TRAIN)
+        self.buffer_metrics({name: float(value) for name, value in metrics.items() if isinstance(value, jax.Array)}, Mode.TRAIN)
         if eval_ds is not None:
             self.buffer_metrics(trainer.losses(eval_ds), Mode.EVAL)
 

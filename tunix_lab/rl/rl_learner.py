@@ -129,13 +129,18 @@ class RLLearner(abc.ABC):
         """Whether the reference's log-probabilities are needed."""
 
     @property
+    def mini_batch_size(self) -> int | None:
+        """Prompts of one update; None is all of a batch."""
+        return self.rl_cluster.cluster_config.training_config.mini_batch_size
+
+    @property
     def needs_old_logps(self) -> bool:
-        """Whether the policy's log-probabilities before the updates must be computed: not where the first update is the only one."""
+        """Whether the policy's log-probabilities before the updates must be computed: not where there is one update only."""
         return self.updates_per_rollout > 1
 
     @abc.abstractmethod
     def judge(self, answers: Answers, batch: Batch) -> dict[str, np.ndarray]:
-        """What the batch needs beyond tokens and log-probabilities: advantages, and what else the loss reads; [answers, tokens]."""
+        """What the batch needs beyond tokens and log-probabilities: advantages, and what else the loss reads, by token."""
 
     @abc.abstractmethod
     def loss(self, model: nnx.Module, batch: Mapping[str, Any]) -> tuple[WeightedMean, dict[str, WeightedMean | PerRow]]:
@@ -291,15 +296,15 @@ class RLLearner(abc.ABC):
 
     def _sizes(self, n_prompts: int) -> tuple[int, int]:
         """Prompts of an update, and of a forward pass of training."""
-        config = self.rl_cluster.cluster_config.training_config
-        mini = min(config.mini_batch_size or n_prompts, n_prompts)
-        return mini, min(config.train_micro_batch_size or mini, mini)
+        micro = self.rl_cluster.cluster_config.training_config.train_micro_batch_size
+        mini = min(self.mini_batch_size or n_prompts, n_prompts)
+        return mini, min(micro or mini, mini)
 
     def _count_updates(self, n_prompts: int) -> int:
         mini, _ = self._sizes(n_prompts)
         if n_prompts % mini:
             raise UserError(
-                f"a batch of {n_prompts} prompts cannot be divided into updates of {mini} (mini_batch_size): take a multiple of it"
+                f"a batch of {n_prompts} prompts cannot be divided into updates of {mini} (mini_batch_size); take a multiple"
             )
         return self.config.num_iterations * (n_prompts // mini)
 
@@ -386,14 +391,13 @@ class RLLearner(abc.ABC):
         stopped = np.asarray([reason == "stop" for reason in answers.rollout.finish_reason])
         known = np.isfinite(answers.reward)
         metrics: dict[str, Any] = {"reward": _mean(answers.reward[known])}
-        if len(answers.rewards) > 1:
-            metrics |= {f"reward_{name}": _mean(values[np.isfinite(values)]) for name, values in answers.rewards.items()}
+        metrics |= {f"reward_{name}": _mean(values[np.isfinite(values)]) for name, values in answers.rewards.items()}
         metrics |= {"answer_tokens": _mean(lengths), "stopped": _mean(stopped)}
         if batch is not None:
             sampled = batch["completion_mask"]
             metrics |= {
                 "reward_std": _mean(self._group_std(answers.reward)),
-                # −log p of a sampled token is, on average, the entropy of its distribution; no pass over the vocabulary is needed.
+                # −log p of a sampled token is, on average, the entropy of its distribution; no pass over the vocabulary.
                 "entropy": -_mean(batch["sampler_logps"][sampled]),
                 "masked_answers": _mean(~batch["loss_mask"].any(axis=1)),
                 "advantage_abs": _mean(np.abs(batch["advantages"][batch["loss_mask"]])),
@@ -416,6 +420,10 @@ class RLLearner(abc.ABC):
         known = np.isfinite(groups)
         return np.std(groups, axis=1, where=known & known.any(axis=1, keepdims=True))
 
+    def close(self) -> None:
+        """Ends the processes of the rewards; they start again when they are needed."""
+        self.rewards.close()
+
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self, prompts: Iterable[Any]) -> dict[str, float]:
@@ -433,6 +441,11 @@ class RLLearner(abc.ABC):
         if self._on_trajectories is not None:
             self._on_trajectories(self._trajectories(self.trainer.train_steps, Mode.EVAL, answers, None, None))
         return {"loss": -_mean(answers.reward[np.isfinite(answers.reward)])}
+
+
+def token_means(values: Mapping[str, Any], mask: Any) -> dict[str, WeightedMean]:
+    """Metrics that are means over the tokens of the mask, of arrays [rows, tokens]."""
+    return {name: WeightedMean.of(value.astype("float32"), mask) for name, value in values.items()}
 
 
 def _repeated(values: Sequence[Any], times: int) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The training loop of reinforcement learning: `PeftTrainer` over what is sampled, with a critic beside the actor if there is one."""
+"""The training loop of reinforcement learning: `PeftTrainer` over what is sampled, with a critic if there is one."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,6 +37,9 @@ class ExperienceSource(Protocol):
 
     def evaluate(self, prompts: Iterable[Any]) -> dict[str, float]:
         """Metrics of answers to other prompts, `loss` among them."""
+
+    def close(self) -> None:
+        """Lets go of what runs beside the trainer."""
 
 
 class ModelTrainer(PeftTrainer):
@@ -145,6 +148,13 @@ class RLTrainer(ModelTrainer):
         """Takes its batches from `source`, which makes them of the prompts that `train` is given."""
         self._source = source
         return self
+
+    def train(self, *datasets: Any, **options: Any) -> None:
+        try:
+            super().train(*datasets, **options)
+        finally:
+            if self._source is not None:
+                self._source.close()
 
     def _update_groups(self, train_ds: Iterable[Any]) -> Iterator[list[Any]]:
         return self._position.open(self._source.updates(train_ds), self._iter_steps)

@@ -16,7 +16,7 @@ from tunix_lab.rl.experience import Batch
 from tunix_lab.rl.forward import completion_logps
 from tunix_lab.rl.rewards import RewardFn as RewardFn
 from tunix_lab.rl.rl_cluster import RLCluster
-from tunix_lab.rl.rl_learner import Answers, RLLearner
+from tunix_lab.rl.rl_learner import Answers, RLLearner, token_means
 from tunix_lab.sft.metrics_logger import Mode
 from tunix_lab.sft.train_step import PerRow
 
@@ -94,7 +94,7 @@ class GRPOLearner(RLLearner):
             metrics["kl"] = kl
         budget = self.rl_cluster.cluster_config.rollout_for(Mode.TRAIN).max_tokens_to_generate
         loss = aggregate(losses, mask, config.loss_agg_mode, norm=budget if config.loss_agg_mode.endswith("scale") else None)
-        return loss, {name: WeightedMean.of(value, mask) for name, value in metrics.items()} | {"logps": PerRow(logps)}
+        return loss, {**token_means(metrics, mask), "logps": PerRow(logps)}
 
     def _weights(self, logps: Any, batch: Mapping[str, Any]) -> Any:
         """Weights of the tokens that correct for a sampler whose probabilities are not the trainer's."""

@@ -15,7 +15,7 @@ from tunix_lab.rl.config import PpoKnobs, Role
 from tunix_lab.rl.experience import Batch
 from tunix_lab.rl.forward import completion_logps, completion_logps_and_entropy, completion_values
 from tunix_lab.rl.rl_cluster import RLCluster
-from tunix_lab.rl.rl_learner import Answers, RLLearner
+from tunix_lab.rl.rl_learner import Answers, RLLearner, token_means
 from tunix_lab.sft.train_step import PerRow
 
 _TOKENS = {"prompt_tokens": "prompt_ids", "completion_tokens": "completion_ids"}
@@ -58,14 +58,17 @@ class PPOLearner(RLLearner):
             raise ValueError("PPO needs a critic: RLCluster(…, critic=…); models.value_head makes one of any decoder")
         if config.beta and not rl_cluster.inference_worker.has(Role.REFERENCE):
             raise ValueError("beta > 0 needs a reference: RLCluster(…, reference=…), or beta=0")
-        if isinstance(config, PPOConfig) and config.mini_batch_size is not None:
-            rl_cluster.cluster_config.training_config.mini_batch_size = config.mini_batch_size
         super().__init__(rl_cluster, config, reward_fns, **learner_options)
         rl_cluster.critic_trainer.with_loss_fn(self._critic_loss, has_aux=True)
 
     @property
     def num_generations(self) -> int:
         return self.config.num_generations
+
+    @property
+    def mini_batch_size(self) -> int | None:
+        own = self.config.mini_batch_size if isinstance(self.config, PPOConfig) else None
+        return super().mini_batch_size if own is None else own
 
     @property
     def needs_reference(self) -> bool:
@@ -79,17 +82,18 @@ class PPOLearner(RLLearner):
         mask = batch["loss_mask"]
         tokens = {argument: batch[name] for argument, name in _TOKENS.items()}
         tokens |= {name: batch[name] for name in ("prompt_mask", "completion_mask")}
-        values = self.rl_cluster.get_values(**tokens, micro_batch_size=self._logps_rows)
+        all_values = self.rl_cluster.get_values(**tokens, micro_batch_size=self._logps_rows, with_last=True)
+        values = all_values[:, :-1]
         rewards = np.zeros(mask.shape, np.float32)
-        last = batch["completion_mask"].sum(axis=1) - 1
-        rewards[np.arange(len(last)), last] = np.where(np.isfinite(answers.reward), answers.reward, 0.0)
+        lengths = batch["completion_mask"].sum(axis=1)
+        rewards[np.arange(len(lengths)), lengths - 1] = np.where(np.isfinite(answers.reward), answers.reward, 0.0)
         if self.needs_reference:
             kl = np.asarray(kl_estimate(batch["old_logps"], batch["ref_logps"], self.config.kl_method))
             kl = np.where(batch["completion_mask"], kl, 0.0)
             rewards = rewards - self.config.beta * kl
             self.rl_cluster.buffer_metrics({"kl": float(kl[mask].mean()) if mask.any() else 0.0})
         cut = np.asarray([reason != "stop" for reason in answers.rollout.finish_reason])
-        bootstrap = np.where(cut, values[np.arange(len(last)), last], 0.0).astype(np.float32)
+        bootstrap = np.where(cut, all_values[np.arange(len(lengths)), lengths], 0.0).astype(np.float32)
         lambdas = {"gamma": self.config.gamma, "gae_lambda": self.config.gae_lambda}
         advantages, returns = gae(rewards, values, batch["completion_mask"], bootstrap=bootstrap, **lambdas)
         if self.config.whiten_advantages:
@@ -121,14 +125,13 @@ class PPOLearner(RLLearner):
         metrics = {"ratio": policy.ratio, "clip_fraction": policy.is_clipped}
         if config.epsilon_c is not None:
             metrics["dual_clip_fraction"] = policy.is_dual_clipped
-        means = {name: WeightedMean.of(value, mask) for name, value in metrics.items()}
-        return aggregate(losses, mask, "token-mean"), means | {"logps": PerRow(logps)}
+        return aggregate(losses, mask, "token-mean"), {**token_means(metrics, mask), "logps": PerRow(logps)}
 
     def _critic_loss(self, model: nnx.Module, batch: Mapping[str, Any]) -> tuple[WeightedMean, dict[str, WeightedMean]]:
-        mask, values = batch["loss_mask"], completion_values(model, batch)
+        mask, values = batch["loss_mask"], completion_values(model, batch)[:, :-1]
         losses, is_clipped = value_loss(values, batch["old_values"], batch["returns"], self.config.clip_range_value)
         metrics = {"value_mean": values, "return_mean": batch["returns"], "value_clip_fraction": is_clipped}
-        return aggregate(losses, mask, "token-mean"), {name: WeightedMean.of(value, mask) for name, value in metrics.items()}
+        return aggregate(losses, mask, "token-mean"), token_means(metrics, mask)
 
 
 PpoLearner = PPOLearner

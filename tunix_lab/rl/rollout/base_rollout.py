@@ -104,10 +104,12 @@ def make_rollout(
             return VanillaRollout(model, adapter, config, mesh)
         case "vllm" | "sglang_jax":
             raise ValueError(
-                f"rollout_engine {engine!r} is an engine of another project that this one does not come with: take 'vanilla', or a "
+                f"rollout_engine {engine!r} is an engine of another project that is not installed here: take 'vanilla', or a "
                 "class of rollout.base_rollout.BaseRollout that drives it"
             )
         case str():
-            raise ValueError(f"rollout_engine: there is no {engine!r}; take 'vanilla', or a class of rollout.base_rollout.BaseRollout")
+            raise ValueError(
+                f"rollout_engine: there is no {engine!r}; take 'vanilla', or a class of rollout.base_rollout.BaseRollout"
+            )
         case _:
             return engine(model, adapter, config, mesh)

@@ -48,7 +48,7 @@ class VanillaRollout(BaseRollout):
             top_k=config.top_k,
             top_p=config.top_p,
             seed=seed,
-            sample_ids=sample_ids,
+            sample_ids=[int(number) for number in sample_ids],
             num_generations=num_generations,
             max_rows=config.max_rows,
         )
@@ -77,10 +77,12 @@ def _check(config: RolloutConfig, mesh: Mesh | None, dtype: str) -> None:
     """Refuses what another engine was meant by, and what does not fit the model."""
     if config.rollout_mapping_config is not None or config.engine_options:
         raise ValueError(
-            "RolloutConfig.rollout_mapping_config and engine_options are for engines of other projects; rollout_engine is 'vanilla'"
+            "RolloutConfig.rollout_mapping_config and engine_options are for engines of other projects; this one is 'vanilla'"
         )
     if config.data_type is not None and jnp.dtype(config.data_type) != jnp.dtype(dtype):
-        raise ValueError(f"RolloutConfig.data_type is {jnp.dtype(config.data_type)}, but the model computes in {dtype}; leave it out")
+        raise ValueError(
+            f"RolloutConfig.data_type is {jnp.dtype(config.data_type)}, but the model computes in {dtype}; leave it out"
+        )
     sizes = config.data_parallel_size, config.tensor_parallel_size
     for (field, axis), wanted in zip(_AXES.items(), sizes, strict=True):
         there = 1 if mesh is None else mesh.shape.get(axis, 1)
