@@ -74,6 +74,25 @@ def test_last_and_best_as_the_run_says_which_way_is_better(run):
     assert compare([c]).metrics["eval/x"][0].best.value == 1.0
 
 
+def test_runs_that_sample_are_compared_by_rewards(run):
+    """More reward is better, whatever function it is by; of its spread, and of the rewards inside DPO's loss, nobody says so."""
+    names = (
+        "eval/reward",
+        "train/reward",
+        "eval/reward_shape",
+        "train/kl",
+        "train/reward_std",
+        "eval/chosen_reward",
+        "train/loss",
+    )
+    worse, better = (run(name, [(1, dict.fromkeys(names, value))]) for name, value in (("a", 0.25), ("b", 0.5)))
+    found = compare([worse, better]).metrics
+    assert list(found)[:3] == ["train/reward", "train/kl", "train/loss"]
+    assert {name for name, cells in found.items() if cells[1].leads} == {"eval/reward", "train/reward", "eval/reward_shape"}
+    alone = compare([run("c", [(1, {"train/kl": 0.5, "train/loss": 1.0})])]).metrics
+    assert list(alone) == ["train/loss"]  # the divergence of a distillation
+
+
 def test_nobody_knows_which_way_an_unknown_metric_is_better(run):
     lines = [(1, {"eval/chosen_logp": -3.0}), (2, {"eval/chosen_logp": -1.0})]
     [cell, other] = compare([run("a", lines), run("b", lines)]).metrics["eval/chosen_logp"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tunix_lab.lab.record.journal import RunState
 
 _SHOWN = 20
-_HEADLINES = ("eval/loss", "train/loss")
+_HEADLINES = ("train/reward", "eval/loss", "train/loss")
 _NOT_SCORES = ("eval/answer_tokens", "eval/stopped", "eval/margin")
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "killed": "yellow"}
 
