@@ -73,6 +73,7 @@ MAY_PROBE = {"tunix_lab._bounds": "annotations of any kind are searched for boun
 MAY_IMPORT_BY_NAME = {
     "tunix_lab._lazy": "the lazy tables of packages",
     "tunix_lab.spec.references": "scorers and rewards are named by the user",
+    "tunix_lab.rl.reward_worker": "rewards are named by the user",
 }
 # Statements at module level that do something; all others only define.
 MAY_ACT_ON_IMPORT = {
