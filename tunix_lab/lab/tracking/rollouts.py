@@ -32,7 +32,8 @@ def due(cadence: Mapping[str, int], mode: str, step: int) -> bool:
     """
     number, rest = divmod(step, cadence[mode])
     stride = math.ceil((cadence["last"] // cadence[mode] + 1) / MAX_ROLLOUTS)
-    return step == cadence["last"] or (rest == 0 and number % stride == 0)
+    last = cadence["last"] - (cadence[mode] if mode == "train" else 0)  # updates follow a rollout of training
+    return step == last or (rest == 0 and number % stride == 0)
 
 
 def chosen(events: Iterable[Mapping[str, Any]], manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
