@@ -13,7 +13,7 @@ from tunix_lab.cli.compare import compare as command
 from tunix_lab.errors import UserError
 from tunix_lab.lab.pages.compare import compare, mean
 from tunix_lab.lab.pages.compare_page import cell_text, write_comparison
-from tunix_lab.lab.pages.headline import duration, number, size
+from tunix_lab.lab.pages.headline import duration, is_reward, number, size
 from tunix_lab.lab.pages.run_view import read_run
 from tunix_lab.lab.record.journal import Journal
 
@@ -89,6 +89,7 @@ def test_runs_that_sample_are_compared_by_rewards(run):
     found = compare([worse, better]).metrics
     assert list(found)[:3] == ["train/reward", "train/kl", "train/loss"]
     assert {name for name, cells in found.items() if cells[1].leads} == {"eval/reward", "train/reward", "eval/reward_shape"}
+    assert [name for name in names if is_reward(name)] == ["eval/reward", "train/reward", "eval/reward_shape"]
     alone = compare([run("c", [(1, {"train/kl": 0.5, "train/loss": 1.0})])]).metrics
     assert list(alone) == ["train/loss"]  # the divergence of a distillation
 

@@ -51,7 +51,10 @@ def gsm8k(
         bool, typer.Option("--keep-annotations", help="Keep the calculator's <<48/2=24>>; else they are taken out.")
     ] = False,
 ) -> None:
-    """Make SFT, reasoning and preference rows of GSM8K. Preference rows are of the test's questions: sft/unseen_test.jsonl is not."""
+    """Make SFT, reasoning and preference rows of GSM8K.
+
+    The preference rows are of the test's questions: sft/unseen_test.jsonl is not.
+    """
     from tunix_lab.tasks.gsm8k import write
 
     for path, rows in write(source, out, seed=seed, keep_annotations=keep_annotations).items():
