@@ -85,10 +85,11 @@ def test_runs_that_sample_are_compared_by_rewards(run):
         "eval/chosen_reward",
         "train/loss",
     )
-    worse, better = (run(name, [(1, dict.fromkeys(names, value))]) for name, value in (("a", 0.25), ("b", 0.5)))
+    worse, better = (run(name, [(1, dict.fromkeys((*names, "eval/loss"), value))]) for name, value in (("a", 0.25), ("b", 0.5)))
     found = compare([worse, better]).metrics
     assert list(found)[:3] == ["train/reward", "train/kl", "train/loss"]
     assert {name for name, cells in found.items() if cells[1].leads} == {"eval/reward", "train/reward", "eval/reward_shape"}
+    assert "eval/loss" not in found  # minus the reward
     assert [name for name in names if is_reward(name)] == ["eval/reward", "train/reward", "eval/reward_shape"]
     alone = compare([run("c", [(1, {"train/kl": 0.5, "train/loss": 1.0})])]).metrics
     assert list(alone) == ["train/loss"]  # the divergence of a distillation

@@ -47,8 +47,10 @@ def headline_metrics(views: Sequence[RunView]) -> list[str]:
     known = {name for view in views for name in view.curves}
     evaluated = [name for name in known if name.startswith("eval/") and name not in _NOT_HEADLINES]
     evaluated.sort(key=lambda name: (higher_is_better(name, views) is None, name))  # scores before log-probabilities
-    rollouts = _OF_ROLLOUTS if _REWARD in known else ()
-    wanted = dict.fromkeys([*(view.primary for view in views if view.primary), *rollouts, *_FIRST, *evaluated, THROUGHPUT])
+    first = _FIRST
+    if _REWARD in known:  # there eval/loss is minus the mean reward
+        first, evaluated = (*_OF_ROLLOUTS, "train/loss"), [name for name in evaluated if name != "eval/loss"]
+    wanted = dict.fromkeys([*(view.primary for view in views if view.primary), *first, *evaluated, THROUGHPUT])
     return [name for name in wanted if name in known]
 
 
