@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import jax
     import optax
 
-    from tunix_lab.rl.rollout.base_rollout import BaseRollout
-
 KlEstimator = Literal["kl", "mse_kl", "low_var_kl"]
 """k1 = log π − log π_ref, k2 = ½ k1², k3 = exp(−k1) + k1 − 1, http://joschu.net/blog/kl-approx.html; see `ops.kl`."""
 
@@ -310,7 +308,7 @@ class ClusterConfig:
 
     role_to_mesh: "Mapping[Role, jax.sharding.Mesh]"
     role_to_logical_axis_rule: Mapping[Role, Sequence[tuple[str, str | None]]] | None = None
-    rollout_engine: "str | type[BaseRollout]" = "vanilla"
+    rollout_engine: str | type[Any] = "vanilla"
     offload_to_cpu: bool = False
     training_config: RLTrainingConfig
     rollout_config: RolloutConfig | Mapping[str, RolloutConfig] = dataclasses.field(default_factory=RolloutConfig)

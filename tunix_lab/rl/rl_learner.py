@@ -129,6 +129,11 @@ class RLLearner(abc.ABC):
         """Whether the reference's log-probabilities are needed."""
 
     @property
+    def mini_batch_size(self) -> int | None:
+        """Prompts of one update; None is all of a batch."""
+        return self.rl_cluster.cluster_config.training_config.mini_batch_size
+
+    @property
     def needs_old_logps(self) -> bool:
         """Whether the policy's log-probabilities before the updates must be computed: not where there is one update only."""
         return self.updates_per_rollout > 1
@@ -291,9 +296,9 @@ class RLLearner(abc.ABC):
 
     def _sizes(self, n_prompts: int) -> tuple[int, int]:
         """Prompts of an update, and of a forward pass of training."""
-        config = self.rl_cluster.cluster_config.training_config
-        mini = min(config.mini_batch_size or n_prompts, n_prompts)
-        return mini, min(config.train_micro_batch_size or mini, mini)
+        micro = self.rl_cluster.cluster_config.training_config.train_micro_batch_size
+        mini = min(self.mini_batch_size or n_prompts, n_prompts)
+        return mini, min(micro or mini, mini)
 
     def _count_updates(self, n_prompts: int) -> int:
         mini, _ = self._sizes(n_prompts)

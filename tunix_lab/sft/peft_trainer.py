@@ -266,7 +266,7 @@ class PeftTrainer:
                     self._throttler.add_computation(metrics["loss"])
                     self._train_steps += 1
                     if check is not None:
-                        check.after_update(self._state.params, self._frozen)
+                        check.after_update(self._state.params, self._frozen, metrics["grad_norm"])
                     self._tell_later(metrics, n_tokens, micro_batches, batch_hashes)
                     if self._train_steps % self.config.eval_every_n_steps == 0:
                         self._run_eval(eval_ds, eval_step)

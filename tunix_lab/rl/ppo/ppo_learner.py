@@ -58,14 +58,17 @@ class PPOLearner(RLLearner):
             raise ValueError("PPO needs a critic: RLCluster(…, critic=…); models.value_head makes one of any decoder")
         if config.beta and not rl_cluster.inference_worker.has(Role.REFERENCE):
             raise ValueError("beta > 0 needs a reference: RLCluster(…, reference=…), or beta=0")
-        if isinstance(config, PPOConfig) and config.mini_batch_size is not None:
-            rl_cluster.cluster_config.training_config.mini_batch_size = config.mini_batch_size
         super().__init__(rl_cluster, config, reward_fns, **learner_options)
         rl_cluster.critic_trainer.with_loss_fn(self._critic_loss, has_aux=True)
 
     @property
     def num_generations(self) -> int:
         return self.config.num_generations
+
+    @property
+    def mini_batch_size(self) -> int | None:
+        own = self.config.mini_batch_size if isinstance(self.config, PPOConfig) else None
+        return super().mini_batch_size if own is None else own
 
     @property
     def needs_reference(self) -> bool:
