@@ -217,7 +217,7 @@ def sample(journal):
     for step in (1, 2, 3):
         names = ("reward", "kl", "entropy", "answer_tokens", "frac_zero_std_groups", "clip_fraction", "loss", "reward_std")
         journal.metrics(step, {f"train/{name}": step / 10 for name in names})
-        journal.metrics(step, {"eval/reward": 0.1 * step, "eval/reward_exact_match": 0.05})
+        journal.metrics(step, {"eval/reward": 0.1 * step, "eval/reward_exact_match": 0.05, "eval/loss": 0.1 * step})
     record_trajectories(journal, rollout(0))
     last = {"reward": [1.5, 1.25, -2.0, 1.0], "completions": ["2", EVIL, "6", "It is 5"]}
     record_trajectories(journal, rollout(2, **last))
@@ -238,6 +238,7 @@ def test_a_run_that_samples_shows_its_rewards_and_answers(make_run):
     first, second = told.index(PROMPTS[1]), told.index(PROMPTS[0])
     assert first < second and "exact_match 1, shape 0, cut off, trains nothing 1 It is 5" in told[first:second]
     assert "script" not in page.tags and EVIL in told and "Other events" not in page.text
+    assert "eval/loss was lowest" not in page.text  # minus the reward
 
 
 def test_rollouts_that_cannot_be_read_are_told(make_run):

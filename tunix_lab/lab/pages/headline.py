@@ -13,9 +13,9 @@ STEP_TIME = "perf/step_s"
 _FIRST = ("eval/loss", "train/loss")
 _LOWER = ("loss", "perplexity")
 _HIGHER = ("accuracy", "exact_match")
-_REWARD = "train/reward"
+SAMPLED_REWARD = "train/reward"
 _OF_ROLLOUTS = (
-    _REWARD,
+    SAMPLED_REWARD,
     "train/kl",
     "train/entropy",
     "train/answer_tokens",
@@ -48,7 +48,7 @@ def headline_metrics(views: Sequence[RunView]) -> list[str]:
     evaluated = [name for name in known if name.startswith("eval/") and name not in _NOT_HEADLINES]
     evaluated.sort(key=lambda name: (higher_is_better(name, views) is None, name))  # scores before log-probabilities
     first = _FIRST
-    if _REWARD in known:  # there eval/loss is minus the mean reward
+    if SAMPLED_REWARD in known:  # there eval/loss is minus the mean reward
         first, evaluated = (*_OF_ROLLOUTS, "train/loss"), [name for name in evaluated if name != "eval/loss"]
     wanted = dict.fromkeys([*(view.primary for view in views if view.primary), *first, *evaluated, THROUGHPUT])
     return [name for name in wanted if name in known]
