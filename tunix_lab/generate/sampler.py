@@ -1,7 +1,6 @@
 """Generates text from prompts."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from tunix_lab.data.tokenizer_adapter import TokenizerAdapter
 from tunix_lab.generate.cache import bucket
 from tunix_lab.generate.config import CacheConfig as CacheConfig
-from tunix_lab.generate.decode import Generated, generate
+from tunix_lab.generate.decode import Call
+from tunix_lab.generate.engine import Engine, Request
 from tunix_lab.generate.sampling import SamplingParams
-
-# Smallest shapes of a call; larger ones double.
-_MIN_PROMPT, _MIN_NEW = 16, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,26 +52,27 @@ class Sampler:
         """
         self.tokenizer = TokenizerAdapter(tokenizer)
         self.cache_config = cache_config
-        self._graph, self._state = nnx.split(transformer)
+        self._graph, state = nnx.split(transformer)
+        # Flat, because a call need not walk the model each time.
+        self._leaves, self._treedef = jax.tree.flatten(state)
         self._dtype = str(transformer.config.dtype)
-        self._mesh = _mesh_of(self._state)
-        self._generate = jax.jit(
-            functools.partial(_generate, self._graph, cache_config, self._dtype), static_argnames=("max_new",)
-        )
+        self._engine = Engine(self._graph, self._treedef, cache_config, self._dtype, _mesh_of(self._leaves))
 
     @property
     def transformer(self) -> nnx.Module:
         """The model with its present weights."""
-        return nnx.merge(self._graph, self._state)
+        return nnx.merge(self._graph, self.transformer_state)
 
     @property
     def transformer_state(self) -> nnx.State:
         """The model's variables; assign to sample with others of the same shapes."""
-        return self._state
+        return jax.tree.unflatten(self._treedef, self._leaves)
 
     @transformer_state.setter
     def transformer_state(self, state: nnx.State) -> None:
-        self._state = state
+        leaves, treedef = jax.tree.flatten(state)
+        _check_same(self._leaves, self._treedef, leaves, treedef)
+        self._leaves = leaves
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -135,75 +133,85 @@ class Sampler:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = None,
-        sample_ids: Sequence[int] | None = None,
+        sample_ids: Sequence[int] | np.ndarray | None = None,
         num_generations: int = 1,
         max_rows: int | None = None,
     ) -> SamplerOutput:
         """Continues prompts given as token ids, exactly as they are.
 
-        `sample_ids` identify the rows for their random numbers (default: their index); the other arguments are those of a call.
+        A row's tokens follow from its prompt, the seed, its sample id and the sampling parameters: not from the other rows, nor
+        from how many are decoded side by side.
+
+        Args:
+          prompts: token ids, at least one each.
+          max_new_tokens: tokens to generate at most.
+          stop_ids: ids that end a row.
+          temperature: 0 or None takes the most probable token.
+          top_k: only the k most probable tokens; None takes all.
+          top_p: only the smallest set of tokens of this total probability; None takes all.
+          seed: of the random numbers; None draws a fresh one.
+          sample_ids: one per row of the output, its identity for the random numbers; None is its index.
+          num_generations: rows per prompt; they share one prefill.
+          max_rows: rows decoded side by side at most; the others wait and take the places of those that end. None is all.
+
+        Returns:
+          One entry per row: the rows of the first prompt, those of the second, …
+
+        Raises:
+          ValueError: a prompt is empty, or does not fit the cache with its budget; or a parameter is out of range.
         """
-        prompts = [prompt for prompt in prompts for _ in range(num_generations)]
-        longest = max(map(len, prompts))
-        if longest == 0 or min(map(len, prompts)) == 0:
+        self._check_lengths(prompts, max_new_tokens)
+        n_rows = len(prompts) * num_generations
+        ids = range(n_rows) if sample_ids is None else sample_ids
+        if num_generations < 1 or len(ids) != n_rows:
+            raise ValueError(f"{len(prompts)} prompts with num_generations {num_generations} do not make {len(ids)} sample_ids")
+        groups = [ids[i : i + num_generations] for i in range(0, n_rows, num_generations)]
+        requests = [Request(np.asarray(prompt, np.int32), group) for prompt, group in zip(prompts, groups, strict=True)]
+        call = Call(
+            sampling=SamplingParams.of(temperature, top_k, top_p),
+            stop_ids=_padded(stop_ids, -1),
+            forbidden=None,
+            seed=np.asarray(np.random.SeedSequence().generate_state(1)[0] if seed is None else seed % 2**32, np.uint32),
+        )
+        rows = self._engine.run(self._leaves, requests, call, max_new_tokens, max_rows=max_rows)
+        return SamplerOutput(
+            text=[self.tokenizer.decode(row.tokens.tolist()) for row in rows],
+            tokens=[row.tokens for row in rows],
+            logprobs=[row.logps for row in rows],
+            finish_reason=["stop" if row.tokens[-1] in set(stop_ids) else "length" for row in rows],
+        )
+
+    def _check_lengths(self, prompts: Sequence[Sequence[int] | np.ndarray], max_new_tokens: int) -> None:
+        if min(map(len, prompts)) == 0:
             raise ValueError("a prompt has no tokens; begin it with BOS at least")
+        longest = max(map(len, prompts))
         if longest + max_new_tokens > self.cache_config.cache_size:
             raise ValueError(
                 f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit a cache of "
                 f"{self.cache_config.cache_size}: raise cache_size or shorten them"
             )
-        params = SamplingParams.of(temperature, top_k, top_p)
-        seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
-        rows, mask, is_row, ids = _pad(prompts, sample_ids, self._row_multiple())
-        max_new = bucket(max_new_tokens, smallest=_MIN_NEW)
-        placed = [self._place(array) for array in (rows, mask, is_row, ids)]
-        scalars = [self._place(np.int32(seed)), jax.tree.map(self._place, params)]
-        stops = self._place(np.asarray(sorted(stop_ids), np.int32))
-        budget = self._place(np.int32(max_new_tokens))
-        out = jax.device_get(self._generate(self._state, *placed, *scalars, stops, budget, max_new=max_new))
-        return self._output(out, len(prompts))
-
-    def _output(self, out: Generated, n: int) -> SamplerOutput:
-        tokens = [out.tokens[i, : out.lengths[i]] for i in range(n)]
-        return SamplerOutput(
-            text=[self.tokenizer.decode(row.tolist()) for row in tokens],
-            tokens=tokens,
-            logprobs=[out.logps[i, : out.lengths[i]] for i in range(n)],
-            finish_reason=["stop" if out.stopped[i] else "length" for i in range(n)],
-        )
-
-    def _row_multiple(self) -> int:
-        return 1 if self._mesh is None else self._mesh.shape.get("fsdp", 1)
-
-    def _place(self, array: Any) -> jax.Array:
-        """Rows over "fsdp", everything else on every device."""
-        if self._mesh is None:
-            return jnp.asarray(array)
-        rows = ("fsdp",) if np.ndim(array) and np.shape(array)[0] % self._row_multiple() == 0 else ()
-        spec = PartitionSpec(*rows) if "fsdp" in self._mesh.shape else PartitionSpec()
-        return jax.device_put(array, NamedSharding(self._mesh, spec))
 
 
-def _generate(graph, cache_config, dtype, state, *args, max_new):
-    return generate(nnx.merge(graph, state), *args, cache_config=cache_config, cache_dtype=dtype, max_new=max_new)
+def _padded(ids: Sequence[int], filler: int) -> np.ndarray:
+    """The ids, filled up to few sizes."""
+    out = np.full(bucket(len(ids), smallest=8), filler, np.int32)
+    out[: len(ids)] = sorted(ids)
+    return out
 
 
-def _pad(prompts, sample_ids, row_multiple: int):
-    """Left-pads the prompts, and fills the batch up to a power of two with rows that count as finished."""
-    n_rows = bucket(len(prompts), smallest=row_multiple)
-    length = bucket(max(map(len, prompts)), smallest=_MIN_PROMPT)
-    rows, mask = np.zeros((n_rows, length), np.int32), np.zeros((n_rows, length), bool)
-    mask[len(prompts) :, -1] = True  # a filling row attends to one token, so that nothing divides by zero
-    for row, real, prompt in zip(rows, mask, prompts, strict=False):
-        row[length - len(prompt) :] = prompt
-        real[length - len(prompt) :] = True
-    ids = np.zeros(n_rows, np.int32)
-    ids[: len(prompts)] = np.arange(len(prompts)) if sample_ids is None else sample_ids
-    return rows, mask, np.arange(n_rows) < len(prompts), ids
+def _check_same(leaves: Sequence[jax.Array], treedef: Any, new: Sequence[jax.Array], new_treedef: Any) -> None:
+    """Refuses a state that is not of the model's shapes, and says where they differ."""
+    if treedef == new_treedef and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(leaves, new, strict=True)):
+        return
+    describe = lambda leaves, treedef: {  # noqa: E731
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.unflatten(treedef, leaves))
+    }
+    have, given = describe(leaves, treedef), describe(new, new_treedef)
+    names = [name for name in {**have, **given} if have.get(name) != given.get(name)]
+    differing = [f"{name} is {given.get(name, 'absent')}, not {have.get(name, 'there')}" for name in names[:3]]
+    raise ValueError(f"transformer_state is not of this model: {len(names)} variables differ: {'; '.join(differing)}")
 
 
-def _mesh_of(state: nnx.State) -> Mesh | None:
-    for leaf in jax.tree.leaves(state):
-        if isinstance(leaf.sharding, NamedSharding):
-            return leaf.sharding.mesh
-    return None
+def _mesh_of(leaves: Sequence[jax.Array]) -> Mesh | None:
+    return next((leaf.sharding.mesh for leaf in leaves if isinstance(leaf.sharding, NamedSharding)), None)

@@ -157,6 +157,8 @@ class PpoKnobs(PolicyKnobs):
       entropy_coef: weight of the entropy bonus; None has none.
       clip_range_value: a value moves at most this far from the one before the updates, in the loss.
       whiten_advantages: advantages get mean 0 and deviation 1 over the tokens of a batch.
+      bootstrap_truncated: behind an answer that the budget cut off stands the critic's value, as if it went on. Off, since its
+        reward was given for the whole of it: with both and gamma 1, values of answers that are always cut grow without end.
     """
 
     num_generations: Annotated[int, Gt(0)] = 1
@@ -168,6 +170,7 @@ class PpoKnobs(PolicyKnobs):
     entropy_coef: Annotated[float, Ge(0)] | None = None
     clip_range_value: Annotated[float, Gt(0)] = 0.2
     whiten_advantages: bool = True
+    bootstrap_truncated: bool = False
 
 
 _SEQUENCE = ("gspo", "gspo-token")

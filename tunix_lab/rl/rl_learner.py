@@ -113,6 +113,7 @@ class RLLearner(abc.ABC):
         self._untold: Answers | None = None
         self._untold_batch: Batch = {}
         self._untold_logps: np.ndarray | None = None
+        self._first_rows = np.zeros(0, int)
         self.trainer: RLTrainer = rl_cluster.actor_trainer.with_source(self)
         self.trainer.with_loss_fn(self._loss, has_aux=True)
 
@@ -313,12 +314,13 @@ class RLLearner(abc.ABC):
         mini, micro = self._sizes(n_prompts)
         g = self.num_generations
         batch = fill_up(batch, n_prompts * g)
-        updates = []
+        updates, self._first_rows = [], np.zeros(0, int)
         for iteration in range(self.config.num_iterations):
             order = self._order(n_prompts, iteration)
             for begin in range(0, n_prompts, mini):
                 prompts = order[begin : begin + mini]
                 rows = (prompts[:, None] * g + np.arange(g)).ravel()
+                self._first_rows = rows if not updates else self._first_rows
                 part, size = rows_of(batch, rows), micro * g
                 pieces = [rows_of(part, slice(i, i + size)) for i in range(0, len(rows), size)]
                 updates.append([fill_up(piece, size) for piece in pieces])
@@ -346,9 +348,11 @@ class RLLearner(abc.ABC):
         answers, batch, old = self._untold, self._untold_batch, self._untold_logps
         self._untold = None
         n = len(answers.prompts)
-        trainer_logps = rows["logps"][:n] if old is None else old[:n]
-        mask = batch["completion_mask"][:, : trainer_logps.shape[1]]
-        gap = np.abs(trainer_logps - batch["sampler_logps"])[mask]
+        # The first update is made with the weights that sampled; of its rows at least the log-probabilities are known.
+        known = self._first_rows[self._first_rows < n] if old is None else np.arange(n)
+        logps = rows["logps"][: len(known)] if old is None else old
+        gap = np.abs(logps - batch["sampler_logps"][known])[batch["completion_mask"][known]]
+        trainer_logps = logps if len(known) == n else None
         mean, largest = (float(gap.mean()), float(gap.max())) if gap.size else (0.0, 0.0)
         if self._on_trajectories is not None:
             first = step - 1

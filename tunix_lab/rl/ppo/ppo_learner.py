@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -25,7 +26,7 @@ class PPOLearner(RLLearner):
     """Trains actor and critic together on the same answers.
 
     The reward of an answer stands at its last token; at every token β · KL(π_old ‖ π_ref) is taken off. Advantages are those of
-    generalized advantage estimation. An answer that the budget cut off goes on, so the critic's value stands for what would come.
+    generalized advantage estimation.
     """
 
     config: PpoKnobs
@@ -88,12 +89,13 @@ class PPOLearner(RLLearner):
         lengths = batch["completion_mask"].sum(axis=1)
         rewards[np.arange(len(lengths)), lengths - 1] = np.where(np.isfinite(answers.reward), answers.reward, 0.0)
         if self.needs_reference:
-            kl = np.asarray(kl_estimate(batch["old_logps"], batch["ref_logps"], self.config.kl_method))
+            logps = jnp.asarray(batch["old_logps"]), jnp.asarray(batch["ref_logps"])
+            kl = np.asarray(kl_estimate(*logps, self.config.kl_method))
             kl = np.where(batch["completion_mask"], kl, 0.0)
             rewards = rewards - self.config.beta * kl
             self.rl_cluster.buffer_metrics({"kl": float(kl[mask].mean()) if mask.any() else 0.0})
-        cut = np.asarray([reason != "stop" for reason in answers.rollout.finish_reason])
-        bootstrap = np.where(cut, all_values[np.arange(len(lengths)), lengths], 0.0).astype(np.float32)
+        goes_on = np.asarray([reason != "stop" for reason in answers.rollout.finish_reason]) & self.config.bootstrap_truncated
+        bootstrap = np.where(goes_on, all_values[np.arange(len(lengths)), lengths], 0.0).astype(np.float32)
         lambdas = {"gamma": self.config.gamma, "gae_lambda": self.config.gae_lambda}
         advantages, returns = gae(rewards, values, batch["completion_mask"], bootstrap=bootstrap, **lambdas)
         if self.config.whiten_advantages:
