@@ -81,6 +81,7 @@ def test_metrics(rl):
     assert [reward_metric(f) for f in spec.algorithm.rewards.functions] == ["reward_right", "reward_exact_match"]
     assert all(name.count("/") == 1 for name in names)
     assert {"train/value_loss", "train/critic_grad_norm"} <= metric_names(rl("algorithm.kind=ppo", *SECTIONS).algorithm)
+    assert "train/kl" not in metric_names(rl("algorithm.beta=0.0").algorithm)  # nothing to diverge from
     dapo = metric_names(rl("algorithm.kind=dapo", *SECTIONS, "algorithm.overlong_buffer_length=4").algorithm)
     assert {"train/sampling_rounds", "eval/reward_overlong"} <= dapo
     plain = metric_names(rl("algorithm.kind=dapo", *SECTIONS, "algorithm.dynamic_sampling=false").algorithm)

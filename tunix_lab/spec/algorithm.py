@@ -215,6 +215,7 @@ def reward_metric(function: RewardFunction) -> str:
 def fixed_rl_metrics(algorithm: Reinforcement) -> set[str]:
     """The metrics of reinforcement learning with `algorithm`, rewards by function aside."""
     names = {f"{mode}/{name}" for mode, known in _RL_METRICS.items() for name in known}
+    names -= set() if algorithm.beta else {"train/kl"}
     match algorithm:
         case Ppo():
             names |= {f"train/{name}" for name in _PPO_METRICS}
