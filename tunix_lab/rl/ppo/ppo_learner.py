@@ -11,12 +11,13 @@ from tunix_lab.ops.advantages import gae, whiten
 from tunix_lab.ops.kl import kl_estimate
 from tunix_lab.ops.policy_gradient import aggregate, policy_loss, value_loss
 from tunix_lab.ops.weighted import WeightedMean
+from tunix_lab.rl.answers import ScoredAnswers
 from tunix_lab.rl.config import PPOConfig as PPOConfig
 from tunix_lab.rl.config import PpoKnobs, Role
 from tunix_lab.rl.experience import Batch
 from tunix_lab.rl.forward import completion_logps, completion_logps_and_entropy, completion_values
 from tunix_lab.rl.rl_cluster import RLCluster
-from tunix_lab.rl.rl_learner import Answers, RLLearner, token_means
+from tunix_lab.rl.rl_learner import RLLearner, token_means
 from tunix_lab.sft.train_step import PerRow
 
 _TOKENS = {"prompt_tokens": "prompt_ids", "completion_tokens": "completion_ids"}
@@ -79,7 +80,7 @@ class PPOLearner(RLLearner):
     def needs_old_logps(self) -> bool:
         return super().needs_old_logps or self.needs_reference
 
-    def judge(self, answers: Answers, batch: Batch) -> dict[str, np.ndarray]:
+    def judge(self, answers: ScoredAnswers, batch: Batch) -> dict[str, np.ndarray]:
         mask = batch["loss_mask"]
         tokens = {argument: batch[name] for argument, name in _TOKENS.items()}
         tokens |= {name: batch[name] for name in ("prompt_mask", "completion_mask")}
