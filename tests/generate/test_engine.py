@@ -32,13 +32,13 @@ def used(sampler, monkeypatch):
     calls = {"prefill": [], "decode": [], "grow": [], "keep": []}
 
     def watch(name, shape):
-        program = getattr(sampler._engine, name)
+        program = getattr(sampler._programs, name)
 
         def call(*args):
             calls[name].append(shape(args))
             return program(*args)
 
-        monkeypatch.setattr(sampler._engine, name, call)
+        monkeypatch.setattr(sampler._programs, name, call)
 
     watch("prefill", lambda args: args[1].shape)
     watch("decode", lambda args: args[1].cache["layer_0"]["k"].shape[:2])
@@ -119,7 +119,7 @@ def test_the_batch_shrinks(sampler, used):
 def test_the_cache_grows(sampler, used, monkeypatch):
     expected = run(sampler, PROMPTS[:3], 40, stop_ids=[])
     monkeypatch.setattr(engine_module, "_FIRST_SLOTS", 16)
-    monkeypatch.setattr(engine_module, "_MIN_SLOTS", 16)
+    monkeypatch.setattr(engine_module, "MIN_SLOTS", 16)
     for calls in used.values():
         calls.clear()
     assert_same(run(sampler, PROMPTS[:3], 40, stop_ids=[]), expected)

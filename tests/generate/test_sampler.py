@@ -51,9 +51,21 @@ def same(row, other):
 def test_a_model_with_adapters_is_sampled(model, greedy, make_sampler):
     """As runs do while they train; fresh adapters change nothing."""
     adapted = add_lora(model, rank=2, alpha=4.0, targets=".*q_einsum|.*gate_proj", seed=0)
-    out = make_sampler(adapted).generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER)
+    sampler = make_sampler(adapted)
+    out = sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER)
     for i in range(len(PROMPTS)):
         same((out, i), (greedy, i))
+    assert sampler.beam_search_tokens(PROMPTS[:1], 3, 2, stop_ids=NEVER).lengths.tolist() == [3]
+
+
+def test_a_quantized_model_with_adapters_is_sampled(model, make_sampler, run_model):
+    """Its log-probabilities are its own, not those of the weights that were quantized."""
+    adapted = add_lora(model, rank=2, alpha=4.0, targets=".*gate_proj", seed=0, weight_qtype="int8", tile_size=None)
+    out = make_sampler(adapted).generate_tokens(PROMPTS[:1], BUDGET, stop_ids=NEVER)
+    logps = full_logps(run_model, adapted, PROMPTS[0], out.tokens[0])[np.arange(BUDGET), out.tokens[0]]
+    np.testing.assert_allclose(out.logprobs[0], logps, rtol=1e-4, atol=1e-4)
+    plain = full_logps(run_model, model, PROMPTS[0], out.tokens[0])[np.arange(BUDGET), out.tokens[0]]
+    assert np.abs(plain - logps).max() > 1e-3
 
 
 def test_greedy_takes_the_most_probable_token(greedy, model, run_model):
@@ -230,6 +242,53 @@ def test_many_rows_on_a_mesh(tiny_decoder, make_sampler, sampler):
     expected = sampler.generate_tokens(PROMPTS, BUDGET, **options)
     for i in range(12):
         same((out, i), (expected, i))
+
+
+def test_another_models_weights_are_refused(sampler, tiny_decoder, model):
+    with pytest.raises(ValueError, match=r"\d variables differ: .*input_embedding.* is float32\[65, 16\], not float32\[64, 16\]"):
+        sampler.transformer_state = nnx.state(tiny_decoder(vocab_size=65))
+    with pytest.raises(ValueError, match=r"lora_a.* is float32\[16, 2\], not there"):
+        sampler.transformer_state = nnx.state(add_lora(model, rank=2, alpha=4.0, targets=".*gate_proj", seed=0))
+
+
+def test_forbidden_tokens(sampler, sampled, model, run_model):
+    """What was drawn before is never drawn; log-probabilities are those without the rule."""
+    forbidden = sorted({int(token) for tokens in sampled.tokens for token in tokens})
+    for settings in (NUCLEUS, {}):
+        out = sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER, forbidden_tokens=forbidden, **settings)
+        assert not np.isin(np.concatenate(out.tokens), forbidden).any()
+        logps = full_logps(run_model, model, PROMPTS[0], out.tokens[0])
+        np.testing.assert_allclose(out.logprobs[0], logps[np.arange(BUDGET), out.tokens[0]], rtol=1e-4, atol=1e-4)
+    allowed = np.delete(np.arange(64), forbidden)
+    np.testing.assert_array_equal(out.tokens[0], allowed[logps[:, allowed].argmax(-1)])
+
+
+def test_logits(sampler, sampled, model, run_model):
+    """Of every token that was drawn, as the model gives them."""
+    assert sampled.logits is None
+    out = sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=[int(sampled.tokens[0][3])], return_logits=True, **NUCLEUS)
+    for prompt, tokens, logits in zip(PROMPTS, out.tokens, out.logits, strict=True):
+        assert logits.shape == (len(tokens), 64)
+        logps = np.asarray(logits, np.float64) - np.log(np.exp(np.asarray(logits, np.float64)).sum(-1, keepdims=True))
+        np.testing.assert_allclose(logps, full_logps(run_model, model, prompt, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_padded_output(sampler):
+    free = sampler(["a b c", "d"], 4, temperature=0.0, eos_tokens=NEVER)
+    stop = [int(free.tokens[0][1])]
+    plain = sampler(["a b c", "d"], 4, temperature=0.0, eos_tokens=stop)
+    options = {"pad_output": True, "return_logits": True, "max_prompt_length": 6}
+    out = sampler(["a b c", "d"], 4, temperature=0.0, eos_tokens=stop, **options)
+    assert plain.lengths[0] < 4
+    np.testing.assert_array_equal(out.lengths, [len(tokens) for tokens in plain.tokens])
+    for i, n in enumerate(out.lengths):
+        assert out.tokens[i].shape == out.logprobs[i].shape == (4,) and out.logits[i].shape == (4, 64)
+        np.testing.assert_array_equal(out.tokens[i], [*plain.tokens[i], *[0] * (4 - n)])
+        assert not out.logprobs[i][n:].any() and not out.logits[i][n:].any()
+    assert out.padded_prompt_tokens.tolist() == [[0, 0, 2, 5, 6, 7], [0, 0, 0, 0, 2, 8]]
+    assert plain.padded_prompt_tokens.tolist() == [[2, 5, 6, 7], [0, 0, 2, 8]]
+    with pytest.raises(ValueError, match="a prompt has 4 tokens, more than max_prompt_length 3"):
+        sampler("a b c", 4, max_prompt_length=3)
 
 
 def test_what_does_not_fit_is_refused(sampler):

@@ -137,7 +137,7 @@ def admit(rows: Rows, prompts: Cache, new: Arrivals) -> Rows:
     )
 
 
-def decode(model: nnx.Module, rows: Rows, call: Call, leave_at: Int[HostArray, ""]) -> tuple[Rows, Int[Array, "3 rows"]]:
+def decode(model: nnx.Module, rows: Rows, call: Call, leave_at: Int[HostArray, ""]) -> tuple[Rows, Int[Array, "rows 3"]]:
     """Goes on until at most `leave_at` rows are live, or one of them has filled the cache.
 
     A token is drawn with the key (seed, sample id, its number in the row) from logits that no other row has a part in.
@@ -160,20 +160,32 @@ def decode(model: nnx.Module, rows: Rows, call: Call, leave_at: Int[HostArray, "
 
     def step(rows: Rows) -> Rows:
         # A module of the loop's own: one with adapters takes notes while it runs, which flax forbids across loops.
-        logits, cache = next_logits(nnx.merge(graph, state), rows)
+        logits, cache = next_logits(nnx.merge(graph, state), rows.last, rows.place, rows.cache)
         row_keys = jax.vmap(lambda key, n: jax.random.key_data(jax.random.fold_in(key, n)))(keys, rows.n_new)
         token, logp = sample(logits, call.sampling, row_keys, call.forbidden)
         return _with_token(rows, cache, token, logp, logits, call.stop_ids)
 
     rows = jax.lax.while_loop(goes_on, step, rows)
-    return rows, jnp.stack([rows.is_live.astype(jnp.int32), rows.place, rows.n_new])
+    return rows, jnp.stack([rows.is_live.astype(jnp.int32), rows.place, rows.n_new], axis=1)
 
 
-def next_logits(model: nnx.Module, rows: Rows) -> tuple[Float[Array, "rows vocab"], Cache]:
-    """Shows the model every row's last token: logits of the token behind it, and the cache with it."""
-    slots = jax.tree.leaves(rows.cache)[0].shape[1]
-    mask = jnp.arange(slots) <= rows.place[:, None, None]
-    hidden, cache = model(rows.last[:, None], rows.place[:, None], with_ends(rows.cache, rows.place), mask, skip_lm_head=True)
+def next_logits(
+    model: nnx.Module, last: Int[Array, " rows"], place: Int[Array, " rows"], cache: Cache
+) -> tuple[Float[Array, "rows vocab"], Cache]:
+    """Shows the model one token per row.
+
+    Args:
+      model: a decoder.
+      last: the tokens.
+      place: their positions, which are their slots in the cache.
+      cache: keys and values of what comes before them.
+
+    Returns:
+      Logits of the token behind each, in float32; and the cache with them.
+    """
+    slots = jax.tree.leaves(cache)[0].shape[1]
+    mask = jnp.arange(slots) <= place[:, None, None]
+    hidden, cache = model(last[:, None], place[:, None], with_ends(cache, place), mask, skip_lm_head=True)
     logits = jnp.einsum("bd,vd->bv", hidden[:, 0], model.head(), preferred_element_type=jnp.float32)
     return soft_cap(logits, model.config.final_logit_softcap), without_ends(cache)
 
