@@ -28,7 +28,14 @@ from tunix_lab.tasks.word_problems import split_problems
 
 FACES = ["tunix_lab", "tunix_lab.sft", "tunix_lab.distillation"]
 # public name -> the class that it is another name of
-ALIASES = {"DistillationTrainingConfig": "TrainingConfig", "RewardFn": "Callable"}
+ALIASES = {
+    "DistillationTrainingConfig": "TrainingConfig",
+    "RewardFn": "Callable",
+    "GSPOConfig": "GspoKnobs",
+    "DAPOConfig": "DapoKnobs",
+    "DrGRPOConfig": "DrGrpoKnobs",
+    "RLOOConfig": "RlooKnobs",
+}
 # name -> module at which the documentation shows it, `tunix` -> `tunix_lab`
 DOCUMENTED = {
     "PeftTrainer": "tunix_lab.sft.peft_trainer",

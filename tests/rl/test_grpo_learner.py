@@ -362,7 +362,12 @@ def test_names_of_the_original_library(config, expected):
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"algo_variant": "ppo"}, "algo_variant must be"), ({"num_generations": 1}, "num_generations must be greater than 1")],
+    [
+        ({"algo_variant": "ppo"}, "GRPOConfig.algo_variant must be one of 'grpo', 'gspo', 'gspo-token', got 'ppo'"),
+        ({"loss_agg_mode": "bogus"}, "GRPOConfig.loss_agg_mode must be one of 'token-mean'"),
+        ({"advantage_estimator": "gae"}, "GRPOConfig.advantage_estimator must be one of"),
+        ({"num_generations": 1}, "num_generations must be greater than 1"),
+    ],
 )
 def test_configurations_that_are_refused(config, message):
     with pytest.raises(ValueError, match=message):

@@ -62,6 +62,9 @@ class PolicyKnobs:
     mask_truncated: bool = False
     logp_gap_limit: Annotated[float, Gt(0)] = 0.1
 
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
 
 @dataclasses.dataclass(kw_only=True)
 class GrpoKnobs(PolicyKnobs):
@@ -192,10 +195,7 @@ class GRPOConfig(GrpoKnobs):
     loss_agg_mode: LossAggregation | Literal["mean", "sum"] = "sequence-mean-token-mean"
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-        for name in (self.algo_variant, self.loss_algo):
-            if name not in (None, "grpo", *_SEQUENCE):
-                raise ValueError(f"GRPOConfig.algo_variant must be 'grpo' or 'gspo-token', got {name!r}")
+        super().__post_init__()
         if self.algo_variant in _SEQUENCE or self.loss_algo in _SEQUENCE:
             self.ratio_level = "sequence"
         self.loss_agg_mode = _AGGREGATIONS.get(self.loss_agg_mode, self.loss_agg_mode)
@@ -212,9 +212,6 @@ class PPOConfig(PpoKnobs):
 
     algo_variant: Literal["ppo"] = "ppo"
     mini_batch_size: Annotated[int, Gt(0)] | None = None
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 @dataclasses.dataclass(kw_only=True)

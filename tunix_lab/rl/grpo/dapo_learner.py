@@ -3,24 +3,15 @@
 https://arxiv.org/abs/2503.14476
 """
 
-import dataclasses
-
 import numpy as np
 
-from tunix_lab._bounds import check_bounds
 from tunix_lab.ops.advantages import zero_std_groups
 from tunix_lab.rl.answers import ScoredAnswers
 from tunix_lab.rl.config import DapoKnobs
 from tunix_lab.rl.grpo.grpo_learner import GRPOLearner
 from tunix_lab.sft.metrics_logger import Mode
 
-
-@dataclasses.dataclass(kw_only=True)
-class DAPOConfig(DapoKnobs):
-    """`DapoKnobs`, checked."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
+DAPOConfig = DapoKnobs
 
 
 class DAPOLearner(GRPOLearner):
