@@ -65,7 +65,8 @@ def test_apart(make_grpo, prompts, params_of, policy, alone):
     assert max(learner.trainer.metrics_logger.get_metric_history("logp_gap_max")) < 1e-4
 
 
-def test_weights_that_change_on_the_way_are_refused(make_grpo, monkeypatch):
+def test_weight_sync_checksum(make_grpo, monkeypatch):
+    """Weights that change on their way are refused."""
     meshes = {Role.ACTOR: mesh_of(jax.devices()[:1], 1, 1), Role.ROLLOUT: mesh_of(jax.devices()[1:2], 1, 1)}
     cluster = make_grpo(rollout=ROLLOUT, mesh=meshes).rl_cluster
     update = cluster.rollout.update_params
