@@ -422,7 +422,7 @@ class RLLearner(abc.ABC):
         """Standard deviation of the rewards of each group, [prompts]; where prompts have one answer, of all answers, [1]."""
         groups = reward.reshape(-1, self.num_generations) if self.num_generations > 1 else reward[None]
         known = np.isfinite(groups)
-        return np.std(groups, axis=1, where=known & known.any(axis=1, keepdims=True))
+        return np.std(groups, axis=1, dtype=np.float64, where=known & known.any(axis=1, keepdims=True))
 
     def close(self) -> None:
         """Ends the processes of the rewards; they start again when they are needed."""
@@ -463,4 +463,4 @@ def _tokens_of(batch: Batch) -> dict[str, np.ndarray]:
 
 
 def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values)) if np.size(values) else 0.0
+    return float(np.mean(values, dtype=np.float64)) if np.size(values) else 0.0
