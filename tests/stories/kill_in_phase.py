@@ -1,4 +1,4 @@
-"""`python kill_in_phase.py PHASE NUMBER ARGUMENTS…` is `tunix-lab ARGUMENTS…`, killed by SIGKILL in the NUMBERth time that PHASE comes.
+"""`python kill_in_phase.py PHASE NUMBER ARGUMENTS…` is `tunix-lab ARGUMENTS…`, killed when PHASE comes for the NUMBERth time.
 
 Kills from outside rarely hit what takes milliseconds in a small model; these hit it every time.
 """

@@ -1,4 +1,4 @@
-"""Runs of reinforcement learning that are killed in each of their phases, stopped, or left by their rewards; and go on to the same bytes."""
+"""Runs of reinforcement learning that are killed in any phase, stopped, or left by their rewards, and go on to the same bytes."""
 
 import collections
 import math

@@ -125,7 +125,7 @@ def explained(divergence: "Divergence") -> Iterator[str]:
 
 
 def _rollout(found: "RunDiff") -> Iterator[str]:
-    """The first answer of reinforcement learning that is not the same; as Python writes texts, so that none steers the terminal."""
+    """The first sampled answer that is not the same; as Python writes texts, so that none steers the terminal."""
     gap = found.rollout
     if gap is not None:
         yield f"rollouts: differ from step {gap.step} on: {gap.detail}"
