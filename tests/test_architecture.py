@@ -60,7 +60,7 @@ ROOMS = {
     "lab": _room(
         ours=f"sft rl distillation spec {_BELOW_TRAINERS}",
         third=f"{_JAX} psutil rich",
-        third_inside="mlflow requests sqlalchemy ruamel dvc matplotlib jinja2 optuna ray",
+        third_inside="mlflow requests sqlalchemy ruamel dvc matplotlib jinja2 optuna ray pyarrow",
     ),
     "cli": _room(ours="spec", third="typer rich", ours_inside="lab data tasks models.sizes models.footprint"),
     # The face of the package is lazy: its table names modules of every room, and imports none.
@@ -73,6 +73,7 @@ MAY_PROBE = {"tunix_lab._bounds": "annotations of any kind are searched for boun
 MAY_IMPORT_BY_NAME = {
     "tunix_lab._lazy": "the lazy tables of packages",
     "tunix_lab.spec.references": "scorers and rewards are named by the user",
+    "tunix_lab.rl.reward_worker": "rewards are named by the user",
 }
 # Statements at module level that do something; all others only define.
 MAY_ACT_ON_IMPORT = {

@@ -41,6 +41,12 @@ tracking: {experiment: bad}
 GOOD = b'{"prompt": "1 + 1", "completion": "2"}\n'
 PAIRS = ("algorithm={kind: dpo, max_prompt_length: 64, max_response_length: 64}", "model.init={kind: path, path: model}")
 TEXT = "data={{kind: text, train: {0}, validation: {0}, max_length: 64}}"
+PROMPTED = (
+    "algorithm={kind: grpo, rollout: {max_new_tokens: 8, max_prompt_length: 24}, "
+    "rewards: {functions: [{function: 'tunix_lab.tasks.arithmetic:exact_match'}]}}",
+    "data={{kind: prompts, train: {0}, validation: data/good.jsonl}}",
+    "tracking.primary_metric=eval/reward",
+)
 PREFERENCE = "data={{kind: preference, train: {0}, validation: {0}}}"
 
 Cli = Callable[..., tuple[int, str]]
@@ -167,6 +173,23 @@ DATA = {
             ":2: column 'chosen' is empty",
         ),
         (*PAIRS, PREFERENCE),
+    ),
+    "prompts that are none": Case(
+        "rows.jsonl",
+        b'{"question": "a", "answer": "b"}\n{"prompt": []}\n{"prompt": " "}\n',
+        (
+            ":1: column 'prompt' is missing; the row has 'question', 'answer'",
+            ":2: column 'prompt' must be text or a list of messages, got an empty list",
+            ":3: column 'prompt' is empty; fill it, or take the row out",
+        ),
+        PROMPTED,
+    ),
+    "prompts that are too long": Case(
+        "rows.jsonl",
+        b'{"prompt": "1 + 1"}\n{"prompt": "%s"}\n' % (b"x" * 99),
+        (":2). Set algorithm.rollout.max_prompt_length to ",),
+        PROMPTED,
+        unsaid=("truncate",),
     ),
     "too long": Case("rows.jsonl", GOOD + b'{"prompt": "a", "completion": "%s"}\n' % (b"x" * 999), (":2",), unsaid=(":1:",)),
 }

@@ -14,7 +14,7 @@ from tunix_lab.spec import ExperimentSpec
 from tunix_lab.spec.settings import LabSettings
 
 ROOT = Path(__file__).parents[1] / "tunix_lab"
-ROOMS = ("cli", "lab", "sft", "distillation", "data", "models", "generate")
+ROOMS = ("cli", "lab", "sft", "rl", "distillation", "data", "models", "generate")
 
 # Read by spec/ itself, and rightly so: the combination of sections is what they are about.
 READ_BY_SPEC = {

@@ -28,7 +28,7 @@ from tunix_lab.tasks.word_problems import split_problems
 
 FACES = ["tunix_lab", "tunix_lab.sft", "tunix_lab.distillation"]
 # public name -> the class that it is another name of
-ALIASES = {"DistillationTrainingConfig": "TrainingConfig"}
+ALIASES = {"DistillationTrainingConfig": "TrainingConfig", "RewardFn": "Callable"}
 # name -> module at which the documentation shows it, `tunix` -> `tunix_lab`
 DOCUMENTED = {
     "PeftTrainer": "tunix_lab.sft.peft_trainer",
@@ -42,6 +42,16 @@ DOCUMENTED = {
     "TrainingHooks": "tunix_lab.sft.hooks",
     "DataHooks": "tunix_lab.sft.hooks",
     "CheckpointManager": "tunix_lab.sft.checkpoint_manager",
+    "GRPOConfig": "tunix_lab.rl.grpo.grpo_learner",
+    "GRPOLearner": "tunix_lab.rl.grpo.grpo_learner",
+    "RewardFn": "tunix_lab.rl.grpo.grpo_learner",
+    "PPOConfig": "tunix_lab.rl.ppo.ppo_learner",
+    "PPOLearner": "tunix_lab.rl.ppo.ppo_learner",
+    "RLCluster": "tunix_lab.rl.rl_cluster",
+    "ClusterConfig": "tunix_lab.rl.rl_cluster",
+    "RLTrainingConfig": "tunix_lab.rl.rl_cluster",
+    "Role": "tunix_lab.rl.rl_cluster",
+    "RolloutConfig": "tunix_lab.rl.rollout.base_rollout",
     "DistillationTrainer": "tunix_lab.distillation.distillation_trainer",
     "DistillationTrainingConfig": "tunix_lab.distillation.distillation_trainer",
 }

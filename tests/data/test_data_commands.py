@@ -24,6 +24,11 @@ tracking: {{experiment: look, primary_metric: eval/loss, higher_is_better: false
 CHAT = "{{kind: chat, train: rows/sft/{0}.jsonl, validation: rows/sft/validation.jsonl, max_length: 64}}"
 PAIRS = "{{kind: preference, train: rows/preference/{0}.jsonl, validation: rows/preference/validation.jsonl}}"
 TEXT = "{{kind: text, train: rows/pretrain/{0}.jsonl, validation: rows/pretrain/validation.jsonl, max_length: 80}}"
+PROMPTS = "{{kind: prompts, train: rows/sft/{0}.jsonl, validation: rows/sft/validation.jsonl, overlong: drop}}"
+GRPO = (
+    "{kind: grpo, rollout: {max_new_tokens: 8, max_prompt_length: 48}, "
+    "rewards: {functions: [{function: 'tunix_lab.tasks.arithmetic:exact_match'}]}}"
+)
 DPO = "{kind: dpo, max_prompt_length: 48, max_response_length: 32}"
 
 
@@ -86,6 +91,20 @@ def test_pairs(show, home):
     assert "⟦" not in lines[2]
     assert between_brackets(lines[4]) == row["chosen"] + "<end_of_turn>"
     assert between_brackets(lines[6]) == row["rejected"] + "<end_of_turn>"
+
+
+def test_prompts(show, home):
+    """Nothing is trained of a prompt; it ends where the answer would begin."""
+    primary = ("--set", "tracking.primary_metric=eval/reward")
+    lines = show(PROMPTS, "-n", "1", *primary, algorithm=GRPO).splitlines()
+    prompt = first_row(home, "sft")["prompt"]
+    drawn = lines[2].strip().replace("│", "")
+    assert drawn == f"<bos><start_of_turn>user⏎{prompt}<end_of_turn>⏎<start_of_turn>model⏎" and "⟦" not in lines[2]
+    tokens = lines[2].count("│") + 1
+    assert lines[1] == f"  prompt: {tokens} tokens, 0 trained, {48 - tokens} padding"
+    assert lines[-1].startswith("train: rows_in 1, ") and f" context {tokens}," in lines[-1]
+    short = ("-n", "40", "--set", f"algorithm.rollout.max_prompt_length={tokens}")
+    assert re.search(r"rows_dropped [1-9]", show(PROMPTS, *primary, *short, algorithm=GRPO).splitlines()[-1])
 
 
 def test_text_and_split_and_override(show, home):

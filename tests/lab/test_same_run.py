@@ -22,6 +22,7 @@ def outcome() -> Outcome:
         metrics={(1, "train/loss"): 1.0, (2, "train/loss"): float("nan")},
         samples={0: b"{}\n"},
         outputs={"step 2": "aa", "final": "aa"},
+        trajectories={"train-000000.parquet": b"a"},
     )
 
 
@@ -37,6 +38,7 @@ def test_a_run_is_itself():
         "optimizer and keys": 2,
         "metrics": 2,
         "samples": 1,
+        "trajectories": 1,
         "weights": 2,
         "counters": 2,
         "leaves": 2,
@@ -61,6 +63,7 @@ def print_with(step: int, **changes) -> dict[int, Fingerprint]:
         ({"metrics": outcome().metrics | {(2, "eval/loss"): 1.0}}, "metrics", "step 2 eval/loss is new"),
         ({"metrics": outcome().metrics | {(1, "train/loss"): 1.0 + 2**-52}}, "metrics", "step 1 train/loss: "),
         ({"samples": {0: b"[]\n"}}, "samples", "step 0"),
+        ({"trajectories": {}}, "trajectories", "train-000000.parquet is missing"),
         ({"outputs": {"step 2": "aa", "final": "bb"}}, "weights", "final: aa became bb"),
         ({"counters": {"train_steps": 2, "data.next_row": 12}}, "counters", "data.next_row: 8 became 12"),
         ({"leaves": outcome().leaves | {"params['w']": np.asarray([1, 1, -1], np.float32)}}, "leaves", "params['w']"),

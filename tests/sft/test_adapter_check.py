@@ -46,11 +46,22 @@ def test_a_single_bit_of_a_frozen_weight(adapted, quantized):
     state = lambda: nnx.state(model, lambda _, v: not isinstance(v, nnx.LoRAParam))  # noqa: E731
     before = {"a": jnp.zeros(3)}
     check = AdapterCheck(before, state())
-    check.after_update(before, state())  # nothing has moved yet, so nothing is said
+    check.after_update(before, state(), 1.0)  # nothing has moved yet, so nothing is said
     leaf = model.layers[0].attn.q_einsum.w
     leaf = leaf if isinstance(leaf, nnx.Variable) else leaf.array.qvalue
     changed = np.array(leaf.get_value())
     changed.flat[5] = np.bitwise_xor(changed.flat[5].astype(np.uint8), 1) if quantized else np.nextafter(changed.flat[5], np.inf)
     leaf.set_value(jnp.asarray(changed, leaf.get_value().dtype))
     with pytest.raises(TrainingFailed, match=r"frozen weights have changed in training: layers\.0\.attn\.q_einsum"):
-        check.after_update({"a": jnp.ones(3)}, state())
+        check.after_update({"a": jnp.ones(3)}, state(), 1.0)
+
+
+def test_updates_without_a_gradient_say_nothing():
+    """As where all rewards of a batch are alike: weight decay moves the factor that is not zero, and nothing the other."""
+    state = lambda: nnx.State({"w": nnx.Param(jnp.ones(2))})  # noqa: E731
+    check = AdapterCheck({"a": jnp.ones(3), "b": jnp.zeros(3)}, state())
+    for update in range(5):
+        check.after_update({"a": jnp.ones(3) * 0.99**update, "b": jnp.zeros(3)}, state(), 0.0)
+    with pytest.raises(TrainingFailed, match="after 3 updates 1 of 2 adapters have not moved: b"):
+        for _ in range(3):
+            check.after_update({"a": jnp.zeros(3), "b": jnp.zeros(3)}, state(), 1.0)

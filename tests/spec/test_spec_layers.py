@@ -137,8 +137,10 @@ def test_overrides_merge_mappings(folder):
         ("training.max_stepz=3", "--set #1: training.max_stepz: unknown field (did you mean 'max_steps'?)"),
         ("training.max_steps.x=3", "--set #1: training.max_steps: must be an integer, got a mapping"),
         (
-            "algorithm.kind=ppo",
-            "--set #1: algorithm.kind: must be one of 'sft', 'dpo', 'ipo', 'orpo', 'distill', got 'ppo' (did you mean 'ipo'?)",
+            "algorithm.kind=kto",
+            "--set #1: algorithm.kind: must be one of 'sft', 'dpo', 'ipo', 'orpo', "
+            "'distill', 'grpo', 'gspo', 'dapo', 'drgrpo', 'rloo', 'ppo', "
+            "got 'kto'",
         ),
         ("description=[1]", "--set #1: description: must be text, got a list"),
         ("name=null", "--set #1: name: must be text, got null"),

@@ -17,7 +17,8 @@ A_DURATION = "must be hours, minutes and seconds, such as 8h30m, 45m or 90s"
         ("training: {max_step: 1}", "2:12: training.max_step: unknown field (did you mean 'max_steps'?)"),
         (
             "training: {learning_rate: 1}",
-            "2:12: training.learning_rate: unknown field here (did you mean 'optimizer.learning_rate'?)",
+            "2:12: training.learning_rate: unknown field here (did you mean 'algorithm.critic.learning_rate' or "
+            "'optimizer.learning_rate'?)",
         ),
         ("mesh: {zzz: 1}", "2:8: mesh.zzz: unknown field; known here: fsdp, tp"),
         # types and values point at the value
@@ -90,11 +91,15 @@ A_DURATION = "must be hours, minutes and seconds, such as 8h30m, 45m or 90s"
         # inside the variants of a union, whose names are no part of the field
         (
             "algorithm: {kind: dpoo}",
-            "2:19: algorithm.kind: must be one of 'sft', 'dpo', 'ipo', 'orpo', 'distill', got 'dpoo' (did you mean 'dpo'?)",
+            "2:19: algorithm.kind: must be one of 'sft', 'dpo', 'ipo', 'orpo', "
+            "'distill', 'grpo', 'gspo', 'dapo', 'drgrpo', 'rloo', 'ppo', "
+            "got 'dpoo' (did you mean 'dpo'?)",
         ),
         (
             "algorithm: {kind: [dpo]}",
-            "2:19: algorithm.kind: must be one of 'sft', 'dpo', 'ipo', 'orpo', 'distill', got \"['dpo']\"",
+            "2:19: algorithm.kind: must be one of 'sft', 'dpo', 'ipo', 'orpo', "
+            "'distill', 'grpo', 'gspo', 'dapo', 'drgrpo', 'rloo', 'ppo', "
+            "got \"['dpo']\"",
         ),
         ("algorithm: {kind: dpo, beta: 0}", "2:30: algorithm.beta: must be greater than 0, got 0"),
         ("algorithm: {kind: dpo, beta: big}", "2:30: algorithm.beta: must be a number, got 'big'"),

@@ -22,6 +22,7 @@ from tunix_lab.cli.sample import sample
 from tunix_lab.cli.schema import schema
 from tunix_lab.cli.sweep import sweep
 from tunix_lab.cli.sync import sync
+from tunix_lab.cli.trajectories import trajectories
 from tunix_lab.cli.ui import ui
 from tunix_lab.cli.verify_resume import verify_resume
 from tunix_lab.errors import Stopped, UserError, unwritable
@@ -34,7 +35,7 @@ app = typer.Typer(
 )
 for verb in (
     *(run, resume, sweep, check, schema, show_data, models),
-    *(runs, compare, diff, report, lineage, reproduce, ui, sync, verify_resume),
+    *(runs, trajectories, compare, diff, report, lineage, reproduce, ui, sync, verify_resume),
     *(evaluate, sample, export),
 ):
     app.command()(verb)

@@ -26,14 +26,15 @@ class Part:
 
 
 def parts_of(example: Example, tokenizer: Tokenizer) -> list[Part]:
-    """The sequences of a supervised or a preference example; of a packed one its segments, the last with the padding."""
+    """The sequences of an example of any kind; of a packed one its segments, the last with the padding."""
     if "segment_ids" in example:
         return _segments(example, tokenizer)
     if "input_tokens" in example:
         return [_part("row", example["input_tokens"], example["valid"], example["input_mask"], tokenizer)]
     untrained = np.zeros_like(example["prompt_mask"])
     prompt = _part("prompt", example["prompt_ids"], example["prompt_mask"], untrained, tokenizer)
-    answers = [(name, example[f"{name}_ids"], example[f"{name}_mask"]) for name in ("chosen", "rejected")]
+    # Prompts to be answered stand alone.
+    answers = [(n, example[f"{n}_ids"], example[f"{n}_mask"]) for n in ("chosen", "rejected") if f"{n}_ids" in example]
     return [prompt, *(_part(name, ids, mask, mask, tokenizer) for name, ids, mask in answers)]
 
 

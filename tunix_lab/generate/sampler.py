@@ -136,11 +136,14 @@ class Sampler:
         top_p: float | None = None,
         seed: int | None = None,
         sample_ids: Sequence[int] | None = None,
+        num_generations: int = 1,
+        max_rows: int | None = None,
     ) -> SamplerOutput:
         """Continues prompts given as token ids, exactly as they are.
 
         `sample_ids` identify the rows for their random numbers (default: their index); the other arguments are those of a call.
         """
+        prompts = [prompt for prompt in prompts for _ in range(num_generations)]
         longest = max(map(len, prompts))
         if longest == 0 or min(map(len, prompts)) == 0:
             raise ValueError("a prompt has no tokens; begin it with BOS at least")

@@ -16,12 +16,16 @@ from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.distillation import strategies
 from tunix_lab.distillation.distillation_trainer import DistillationTrainer
 from tunix_lab.errors import EnvironmentProblem, UserError
+from tunix_lab.lab import origin
+from tunix_lab.lab.build_rl import Telling, build_rl_trainer
 from tunix_lab.lab.datasets import Dataset, buckets_of, load_dataset
+from tunix_lab.lab.prompt_batches import PromptEvalBatches, PromptTrainBatches
 from tunix_lab.lab.prompts import Prompt, sample_prompts
 from tunix_lab.models.adapters import adapter_off, add_lora, has_adapters, merged_params
 from tunix_lab.models.catalog import load_model
 from tunix_lab.models.decoder import Decoder, init_decoder
 from tunix_lab.models.sharding import make_mesh, state_shardings
+from tunix_lab.models.value_head import ValueModel, value_model
 from tunix_lab.perf.trace import HostTracer
 from tunix_lab.sft.checkpoint_manager import CheckpointManager
 from tunix_lab.sft.config import DPOTrainingConfig, TrainingConfig
@@ -43,9 +47,13 @@ from tunix_lab.spec.algorithm import (
     Ipo,
     Logits,
     Orpo,
+    Ppo,
+    Reinforcement,
     Sft,
 )
+from tunix_lab.spec.data import PromptData
 from tunix_lab.spec.model import LoraAdapter, NoAdapter, QloraAdapter
+from tunix_lab.spec.rl_checks import rollout_prompts
 from tunix_lab.spec.training import CheckpointSpec, ConstantSchedule, CosineSchedule, LinearSchedule, OptimizerSpec
 
 
@@ -56,8 +64,8 @@ class Data:
     train: Dataset
     validation: Dataset
     prompts: list[Prompt]
-    train_batches: TrainBatches
-    eval_batches: EvalBatches
+    train_batches: TrainBatches | PromptTrainBatches
+    eval_batches: EvalBatches | PromptEvalBatches
 
 
 def build_mesh(spec: ExperimentSpec) -> Mesh:
@@ -172,6 +180,9 @@ def make_batches(spec: ExperimentSpec, train: Dataset, validation: Dataset, prom
     """Both splits with the batches of this process, beside the prompts."""
     buckets = buckets_of(spec.data)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    if isinstance(spec.data, PromptData):
+        answered = PromptTrainBatches(train, prompts=rollout_prompts(spec), seed=spec.seed, **process)
+        return Data(train, validation, prompts, answered, PromptEvalBatches(validation, spec.training.eval_batch_size))
     return Data(
         train,
         validation,
@@ -218,12 +229,15 @@ def build_trainer(
     base: Decoder,
     teacher: Decoder | None,
     tokenizer: Tokenizer,
+    mesh: Mesh,
     *,
+    home: Path,
     checkpoints: Path,
     identity: str,
     logger: MetricsLogger,
     on_saved: Callable[[int, Path, str], None],
     on_failed: Callable[[int, str], None],
+    telling: Telling,
 ) -> PeftTrainer:
     """The trainer of the spec's algorithm.
 
@@ -233,11 +247,14 @@ def build_trainer(
       base: the model before training; the frozen reference of DPO.
       teacher: of distillation; None for every other algorithm.
       tokenizer: of the data.
+      mesh: where everything lies.
+      home: the project folder.
       checkpoints: folder of this run's checkpoints.
       identity: hash of spec and inputs, see `manifest.Inputs`.
       logger: receives the metrics.
       on_saved: called for every checkpoint that is complete on disk.
       on_failed: called for every checkpoint that could not be written.
+      telling: who is told of rollouts.
     """
     training = spec.training
     options = {
@@ -276,6 +293,29 @@ def build_trainer(
                 raise UserError(f"algorithm.strategy: {error}") from error
             services |= {"strategy": strategy, "vocab_mapping": _vocab_mapping(model, teacher, tokenizer)}
             return DistillationTrainer(model, teacher, optimizer, TrainingConfig(**options), **services)
+        case Reinforcement() as algorithm:
+            critic = build_critic(spec, model, base, mesh, home, tokenizer)
+            of_critic = build_critic_optimizer(spec) if isinstance(algorithm, Ppo) else None
+            rest = {"optimizers": (optimizer, of_critic), "options": options, "services": services, "telling": telling}
+            return build_rl_trainer(spec, model, base, critic, tokenizer, mesh, home, **rest)
+
+
+def build_critic(
+    spec: ExperimentSpec, model: Decoder, base: Decoder, mesh: Mesh, home: Path, tokenizer: Tokenizer
+) -> ValueModel | None:
+    """The critic of PPO, on the weights that the actor starts from or on others; where the actor has adapters it has its own."""
+    if not isinstance(spec.algorithm, Ppo):
+        return None
+    folder = origin.critic_folder(spec, home)
+    backbone = base if folder is None else build_base(spec, folder, mesh, tokenizer)
+    return value_model(backbone if model is base else build_model(spec, backbone, mesh))
+
+
+def build_critic_optimizer(spec: ExperimentSpec) -> optax.GradientTransformation | None:
+    """The actor's, with a learning rate of its own; None where that is the actor's."""
+    rate = spec.algorithm.critic.learning_rate
+    changed = spec.optimizer.model_copy(update={"learning_rate": rate})
+    return None if rate is None else build_optimizer(changed, spec.training.max_steps)
 
 
 def retention(spec: CheckpointSpec) -> Retention:

@@ -13,12 +13,14 @@ from tunix_lab.data.ledger import Ledger, total
 from tunix_lab.data.order import Share
 from tunix_lab.data.packing import pack
 from tunix_lab.data.pairs import preference_examples
+from tunix_lab.data.prompts import prompt_examples
 from tunix_lab.data.rows import Row, Rows, count_repeats
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError
 from tunix_lab.lab.sources import SPLITS, DataFile, data_files
 from tunix_lab.sft.config import PreferenceKnobs
-from tunix_lab.spec.data import ChatData, Data, FractionHeldOut, PreferenceData, RowsHeldOut, TextData
+from tunix_lab.spec.algorithm import Reinforcement
+from tunix_lab.spec.data import ChatData, Data, FractionHeldOut, PreferenceData, PromptData, RowsHeldOut, TextData
 from tunix_lab.spec.experiment import ExperimentSpec
 
 
@@ -146,6 +148,8 @@ def _transform_options(spec: ExperimentSpec, split: str) -> dict[str, Any]:
             return options | {"max_length": length}
         case PreferenceData(identical=identical), PreferenceKnobs(max_prompt_length=prompt, max_response_length=response):
             return options | {"max_prompt_length": prompt, "max_response_length": response, "identical": identical}
+        case PromptData(), Reinforcement(rollout=rollout):
+            return options | {"max_prompt_length": rollout.max_prompt_length}
     return options
 
 
@@ -161,5 +165,7 @@ def tokenize_rows(spec: ExperimentSpec, rows: Sequence[Row], tokenizer: Tokenize
             PreferenceKnobs(max_prompt_length=prompt, max_response_length=response),
         ):
             return preference_examples(rows, tokenizer, prompt, response, overlong, identical=identical, split=split)
+        case PromptData(overlong=overlong), Reinforcement(rollout=rollout):
+            return prompt_examples(rows, tokenizer, rollout.max_prompt_length, overlong, split=split)
         case _:
             raise UserError(f"data of kind {spec.data.kind} does not suit the algorithm {spec.algorithm.kind}")

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from tunix_lab.lab.versioning import dvc_digest, output_folder
 from tunix_lab.models.hub import TOKENIZER_FILES, fetch
-from tunix_lab.spec.algorithm import Distill, Teacher
+from tunix_lab.spec.algorithm import Distill, Ppo, Teacher
 from tunix_lab.spec.experiment import ExperimentSpec
 from tunix_lab.spec.model import ExperimentInit, HubInit, Init, PathInit, RandomInit
+from tunix_lab.spec.rl import CriticInit
 
 
 def base_folder(spec: ExperimentSpec, home: Path) -> Path | None:
@@ -17,6 +18,16 @@ def base_folder(spec: ExperimentSpec, home: Path) -> Path | None:
 def teacher_folder(spec: ExperimentSpec, home: Path) -> Path | None:
     """The folder of the teacher's weights and tokenizer, fetched if they are the hub's; None where there is no teacher."""
     return _folder(spec.algorithm.teacher, home) if isinstance(spec.algorithm, Distill) else None
+
+
+def critic_folder(spec: ExperimentSpec, home: Path) -> Path | None:
+    """The folder of the weights that a critic of its own starts from, fetched if they are the hub's; None where it has none."""
+    source = _critic(spec)
+    return None if source is None else _folder(source, home)
+
+
+def _critic(spec: ExperimentSpec) -> CriticInit | None:
+    return spec.algorithm.critic.init if isinstance(spec.algorithm, Ppo) else None
 
 
 def _folder(source: Init | Teacher, home: Path) -> Path | None:
@@ -55,6 +66,12 @@ def teacher_name(spec: ExperimentSpec, home: Path) -> tuple[str | None, str | No
     return _name(spec.algorithm.teacher, home) if isinstance(spec.algorithm, Distill) else (None, None)
 
 
+def critic_name(spec: ExperimentSpec, home: Path) -> tuple[str | None, str | None]:
+    """What the critic's starting weights are called, likewise; None where they are the actor's, or there is no critic."""
+    source = _critic(spec)
+    return (None, None) if source is None else _name(source, home)
+
+
 def _name(source: Init | Teacher, home: Path) -> tuple[str | None, str | None]:
     match source:
         case RandomInit():
@@ -79,6 +96,12 @@ def base_identity(spec: ExperimentSpec, folder: Path | None) -> str | None:
 def teacher_identity(spec: ExperimentSpec, folder: Path | None) -> str | None:
     """Tells the teacher from all others, as `base_identity` does the starting weights; None where there is no teacher."""
     return _identity(spec.algorithm.teacher, folder) if isinstance(spec.algorithm, Distill) else None
+
+
+def critic_identity(spec: ExperimentSpec, folder: Path | None) -> str | None:
+    """Tells the critic's own starting weights from all others; None where it has none."""
+    source = _critic(spec)
+    return None if source is None else _identity(source, folder)
 
 
 def _identity(source: Init | Teacher, folder: Path | None) -> str | None:

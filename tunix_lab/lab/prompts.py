@@ -12,6 +12,7 @@ from tunix_lab.data.rows import Row, column, each, prompt_column, text_column
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError
 from tunix_lab.lab.datasets import Dataset
+from tunix_lab.spec.data import PromptData
 from tunix_lab.spec.experiment import ExperimentSpec
 
 
@@ -40,25 +41,33 @@ def sample_prompts(spec: ExperimentSpec, home: Path, validation: Dataset, tokeni
     """
     if spec.samples is None:
         return []
+    only_prompt = isinstance(spec.data, PromptData)
     if spec.samples.prompts is not None:
         rows = read_rows(home / spec.samples.prompts, spec.data.columns, partly=True)
-        return make_prompts(rows[: spec.samples.count], tokenizer)
+        return make_prompts(rows[: spec.samples.count], tokenizer, only_prompt=only_prompt)
     prompts: list[Prompt] = []
     for part in validation.parts:
-        prompts += make_prompts(part.rows[: spec.samples.count - len(prompts)], tokenizer)
+        prompts += make_prompts(part.rows[: spec.samples.count - len(prompts)], tokenizer, only_prompt=only_prompt)
     return prompts
 
 
-def make_prompts(rows: Sequence[Row], tokenizer: Tokenizer) -> list[Prompt]:
+def make_prompts(rows: Sequence[Row], tokenizer: Tokenizer, *, only_prompt: bool = False) -> list[Prompt]:
     """A prompt of each row: of its text the first half, of its messages those before the last answer, else its prompt.
+
+    Args:
+      rows: of any kind of data.
+      tokenizer: with a chat template, unless all rows are texts.
+      only_prompt: take the column `prompt` whatever else the rows have: columns of another name are for rewards.
 
     Raises:
       UserError: a row is no prompt; the message names its place.
     """
-    return each(rows, lambda row: _prompt(row, tokenizer))
+    return each(rows, lambda row: _prompt(row, tokenizer, only_prompt))
 
 
-def _prompt(row: Row, tokenizer: Tokenizer) -> Prompt:
+def _prompt(row: Row, tokenizer: Tokenizer, only_prompt: bool) -> Prompt:
+    if only_prompt:
+        return _rendered(row, tokenizer, prompt_column(row), _right_answer(row))
     if "text" in row:
         text = text_column(row, "text")
         words = text.split(" ")
@@ -66,10 +75,15 @@ def _prompt(row: Row, tokenizer: Tokenizer) -> Prompt:
         bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         return Prompt(row, begin, np.asarray([*bos, *tokenizer.encode(begin)], np.int32), text)
     if "messages" in row:
-        messages, reference = _before_the_answer(row)
-    else:
-        messages = prompt_column(row)
-        reference = str(row.get("completion", row.get("chosen", row.get("answer", ""))))
+        return _rendered(row, tokenizer, *_before_the_answer(row))
+    return _rendered(row, tokenizer, prompt_column(row), _right_answer(row))
+
+
+def _right_answer(row: Row) -> str:
+    return str(row.get("completion", row.get("chosen", row.get("answer", ""))))
+
+
+def _rendered(row: Row, tokenizer: Tokenizer, messages: str | Sequence[Row], reference: str) -> Prompt:
     ids = render_prompt(tokenizer, messages)  # refuses messages of another shape
     return Prompt(row, messages if isinstance(messages, str) else messages[-1]["content"], ids, reference)
 

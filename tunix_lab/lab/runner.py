@@ -11,6 +11,7 @@ from flax import nnx
 
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.lab import build, origin
+from tunix_lab.lab.build_rl import Telling
 from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
 from tunix_lab.lab.pages.report import write_report_at_end
@@ -23,6 +24,7 @@ from tunix_lab.lab.record.journal import Journal, new_run_id, read_events, read_
 from tunix_lab.lab.record.manifest import Inputs, digest_inputs, make_manifest, write_manifest
 from tunix_lab.lab.record.redaction import Redactor
 from tunix_lab.lab.record.run_state import MANIFEST
+from tunix_lab.lab.record.trajectories import record_trajectories
 from tunix_lab.lab.resume import interrupted_run, require_same
 from tunix_lab.lab.run_hooks import RunHooks
 from tunix_lab.lab.stopping import Stopping
@@ -34,6 +36,7 @@ from tunix_lab.models.adapters import has_adapters, parameter_table
 from tunix_lab.models.catalog import read_config
 from tunix_lab.models.config import ModelConfig
 from tunix_lab.models.decoder import Decoder
+from tunix_lab.rl.rewards import RewardProblem
 from tunix_lab.sft.peft_trainer import PeftTrainer
 from tunix_lab.spec import ExperimentSpec, LabSettings, LoadedSpec, resolved_yaml, tracking_uri
 
@@ -186,6 +189,9 @@ def _execute(
     def on_failed(step: int, reason: str) -> None:
         journal.event("checkpoint_failed", step=step, reason=reason)
 
+    def masked_reward(problem: RewardProblem) -> None:
+        journal.event("reward_failed", function=problem.function, reason=problem.reason, completion=problem.completion)
+
     logger = JournalLogger(journal, log_every=spec.training.log_every, last_step=spec.training.max_steps)
     trainer = build.build_trainer(
         spec,
@@ -193,11 +199,14 @@ def _execute(
         base,
         teacher,
         tokenizer,
+        mesh,
+        home=folders.home,
         checkpoints=checkpoints,
         identity=identity,
         logger=logger,
         on_saved=on_saved,
         on_failed=on_failed,
+        telling=Telling(lambda trajectories: record_trajectories(journal, trajectories), masked_reward),
     )
     if trainer.train_steps:
         journal.event("resumed", step=trainer.train_steps)

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from tunix_lab.lab.record.fingerprints import Fingerprint, read_fingerprints
 from tunix_lab.lab.record.journal import read_events, read_metrics
+from tunix_lab.lab.record.trajectories import trajectory_files
 from tunix_lab.sft.train_state import digest as digest_of
 
 SHOWN = 3
@@ -31,6 +32,7 @@ class Outcome:
       metrics: (step, name) -> value, of training and evaluation.
       samples: lines by step.
       outputs: digests of the weights by what they are of: "final", and the checkpoints by their step.
+      trajectories: files of sampled answers by name.
     """
 
     leaves: Mapping[str, np.ndarray]
@@ -39,6 +41,7 @@ class Outcome:
     metrics: Mapping[tuple[int, str], float]
     samples: Mapping[int, bytes]
     outputs: Mapping[str, str]
+    trajectories: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +75,8 @@ def read_outcome(run_dir: Path, home: Path) -> Outcome:
         if name.startswith(_RESULTS)
     }
     samples = {int(path.stem.removeprefix("step-")): path.read_bytes() for path in (run_dir / "samples").glob("step-*.jsonl")}
-    return Outcome(leaves, counters, read_fingerprints(run_dir), metrics, samples, outputs)
+    rollouts = {path.name: path.read_bytes() for path in trajectory_files(run_dir).values()}
+    return Outcome(leaves, counters, read_fingerprints(run_dir), metrics, samples, outputs, rollouts)
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -100,6 +104,7 @@ def compare(expected: Outcome, found: Outcome) -> list[Check]:
         _check("optimizer and keys", *({step: f.rest for step, f in side.items()} for side in prints), place="step"),
         _check("metrics", _bits(expected.metrics), _bits(found.metrics)),
         _check("samples", expected.samples, found.samples, place="step"),
+        _check("trajectories", expected.trajectories, found.trajectories),
         # A run that was asked to stop has saved where it stopped, too.
         _check("weights", expected.outputs, {key: digest for key, digest in found.outputs.items() if key in expected.outputs}),
         _check("counters", expected.counters, found.counters),

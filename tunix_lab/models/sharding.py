@@ -1,5 +1,7 @@
 """The one sharding table: which mesh axis splits which logical axis of parameters, optimizer state and batches."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 from flax import nnx
@@ -28,8 +30,8 @@ def auto_mesh(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
-def param_sharding(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
-    """Where one parameter goes.
+def param_sharding(variable: nnx.Variable, mesh: Mesh, rules: Mapping[str, str | None] | None = None) -> NamedSharding:
+    """Where one parameter goes, by `PARAM_AXES` or, if given, by `rules` of the same form.
 
     An axis that its mesh axis does not divide stays whole (two key-value heads on four "tp" devices), and so does a parameter
     that declares no axes of its own, such as an adapter's.
@@ -39,11 +41,12 @@ def param_sharding(variable: nnx.Variable, mesh: Mesh) -> NamedSharding:
     axes = variable.get_metadata().get("axes") or ()
     if len(axes) != len(shape):
         return NamedSharding(mesh, PartitionSpec())
-    return NamedSharding(mesh, PartitionSpec(*(_mesh_axis(axis, size, mesh) for axis, size in zip(axes, shape, strict=True))))
+    table = PARAM_AXES if rules is None else rules
+    places = (_mesh_axis(table.get(axis), size, mesh) for axis, size in zip(axes, shape, strict=True))
+    return NamedSharding(mesh, PartitionSpec(*places))
 
 
-def _mesh_axis(axis: str | None, size: int, mesh: Mesh) -> str | None:
-    name = PARAM_AXES.get(axis)
+def _mesh_axis(name: str | None, size: int, mesh: Mesh) -> str | None:
     return name if name in mesh.shape and size % mesh.shape[name] == 0 else None
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import jax
     import optax
 
-    from tunix_lab.rl.rollout.base_rollout import BaseRollout
-
 KlEstimator = Literal["kl", "mse_kl", "low_var_kl"]
 """k1 = log π − log π_ref, k2 = ½ k1², k3 = exp(−k1) + k1 − 1, http://joschu.net/blog/kl-approx.html; see `ops.kl`."""
 
@@ -50,8 +48,8 @@ class PolicyKnobs:
       num_iterations: times that an update is made from every answer (μ); answers are sampled anew after them.
       epsilon: a ratio π/π_old is clipped to 1 ± epsilon.
       epsilon_high: upper clip, as 1 + epsilon_high; None is epsilon.
-      epsilon_c: dual clip, https://arxiv.org/abs/1912.09729: the loss of a token of negative advantage is at most epsilon_c · |A|;
-        greater than 1. None has no such bound.
+      epsilon_c: dual clip, https://arxiv.org/abs/1912.09729: the loss of a token of negative advantage is at most epsilon_c·|A|.
+        Greater than 1; None has no such bound.
       mask_truncated: answers that the budget cut off train nothing.
       logp_gap_limit: training stops where the sampler's and the trainer's log-probabilities of sampled tokens differ by more than
         this on average, nats: the sampler then samples from another policy than the one that is trained.
@@ -100,7 +98,7 @@ class GrpoKnobs(PolicyKnobs):
 
 @dataclasses.dataclass(kw_only=True)
 class GspoKnobs(GrpoKnobs):
-    """Group sequence policy optimization in its token form, https://arxiv.org/abs/2507.18071, with the clip of its section 5.1."""
+    """Group sequence policy optimization in its token form, https://arxiv.org/abs/2507.18071, and the clip of its section 5.1."""
 
     epsilon: Annotated[float, Gt(0)] = 3e-4
     epsilon_high: Annotated[float, Gt(0)] | None = 4e-4
@@ -286,7 +284,7 @@ class RLTrainingConfig(TrainingConfig):
         check_bounds(self)
         if self.gradient_accumulation_steps is not None:
             raise ValueError(
-                "RLTrainingConfig.gradient_accumulation_steps follows from mini_batch_size and train_micro_batch_size; leave it out"
+                "RLTrainingConfig.gradient_accumulation_steps follows from mini_batch_size / train_micro_batch_size; leave it out"
             )
         mini, micro = self.mini_batch_size, self.train_micro_batch_size
         if mini is not None and micro is not None and mini % micro:
@@ -310,7 +308,7 @@ class ClusterConfig:
 
     role_to_mesh: "Mapping[Role, jax.sharding.Mesh]"
     role_to_logical_axis_rule: Mapping[Role, Sequence[tuple[str, str | None]]] | None = None
-    rollout_engine: "str | type[BaseRollout]" = "vanilla"
+    rollout_engine: str | type[Any] = "vanilla"
     offload_to_cpu: bool = False
     training_config: RLTrainingConfig
     rollout_config: RolloutConfig | Mapping[str, RolloutConfig] = dataclasses.field(default_factory=RolloutConfig)

@@ -33,13 +33,19 @@ class AdapterCheck:
         self._frozen = _fingerprints(flat_params(frozen))
         self._updates = 0
 
-    def after_update(self, params: Params, frozen: nnx.State) -> None:
+    def after_update(self, params: Params, frozen: nnx.State, grad_norm: jax.Array | float) -> None:
         """Checks the state after an update; waits for the device while there is something to check.
+
+        Args:
+          params: the adapters.
+          frozen: all other parameters.
+          grad_norm: of the update. One without any gradient says nothing: where all rewards of a batch are alike, nothing pulls,
+            and weight decay alone moves what is not zero.
 
         Raises:
           TrainingFailed: some adapters have moved for several updates and others not at all, or a frozen weight has changed.
         """
-        if self._before is None:
+        if self._before is None or float(grad_norm) == 0:
             return
         moved = jax.device_get(_moved(self._before, params))
         still = [name for name, has_moved in moved.items() if not has_moved]

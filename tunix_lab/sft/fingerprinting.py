@@ -17,7 +17,10 @@ BatchHashes = tuple[str, tuple[str, ...]]
 """Of a whole update's batch, and of each of its rows."""
 
 GRADIENT = "gradient_fingerprint"
-"""The entry of a step's metrics that is no number: hashes of the gradient by layer."""
+"""An entry of a step's metrics that is no number: hashes of the gradient by layer."""
+
+ROWS = "per_row"
+"""Another one: {name: [n_micro, rows, …]} of what the loss gave as `train_step.PerRow`."""
 
 
 @jax.tree_util.register_dataclass
@@ -96,16 +99,16 @@ class UntoldUpdate:
     hashes: BatchHashes
     marks: Marks | None
 
-    def fetch(self) -> tuple[dict[str, float], Fingerprint | None]:
-        """Waits for the update, and fetches its metrics and, if it was asked for, its fingerprint in one transfer."""
+    def fetch(self) -> tuple[dict[str, float], dict[str, np.ndarray], Fingerprint | None]:
+        """Waits for the update, and fetches its metrics, what was kept of its rows and its fingerprint in one transfer."""
         metrics, marks = jax.device_get((self.metrics, self.marks))
-        gradient = metrics.pop(GRADIENT, None)
+        gradient, rows = metrics.pop(GRADIENT, None), metrics.pop(ROWS, {})
         values = {name: float(value) for name, value in metrics.items()}
         if gradient is None:
-            return values, None
+            return values, rows, None
         params, rest = ({}, "") if marks is None else (_hexes(marks.params), to_hex(marks.rest))
         outcome = (values["loss"], values["grad_norm"], _hexes(gradient), params, rest)
-        return values, Fingerprint(self.step, *self.hashes, *outcome)
+        return values, rows, Fingerprint(self.step, *self.hashes, *outcome)
 
 
 def _hexes(words: dict[str, np.ndarray]) -> dict[str, str]:

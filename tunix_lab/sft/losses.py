@@ -53,8 +53,9 @@ def next_token_logps(
     positions: Int[Array, "batch seq"],
     attention_mask: Bool[Array, "batch seq seq"],
     start: int = 0,
+    temperature: float = 1.0,
 ) -> Float[Array, "batch targets"]:
-    """log p(tokens[t] | tokens[<t]) for t > start, nats, float32; [batch, seq − 1 − start].
+    """log p(tokens[t] | tokens[<t]) for t > start at a temperature, nats, float32; [batch, seq − 1 − start].
 
     The shared decoder gives hidden states, and its head runs only over the positions asked for and never holds all logits; any
     other model gives its logits.
@@ -62,6 +63,7 @@ def next_token_logps(
     targets = tokens[:, start + 1 :]
     if isinstance(model, Decoder):
         hidden, _ = model(tokens, positions, None, attention_mask, skip_lm_head=True)
-        return token_logps(hidden[:, start:-1], model.head(), targets, softcap=model.config.final_logit_softcap)
+        softcap = model.config.final_logit_softcap
+        return token_logps(hidden[:, start:-1], model.head(), targets, softcap=softcap, temperature=temperature)
     logits, _ = model(tokens, positions, None, attention_mask)
-    return gather_logps(logits[:, start:-1], targets)
+    return gather_logps(logits[:, start:-1].astype(jnp.float32) / temperature, targets)

@@ -44,6 +44,9 @@ from tunix_lab.sft.train_step import as_weighted, make_eval_step, make_train_ste
 
 logger = logging.getLogger(__name__)
 
+_TOLD_SPANS = ("data", "wait", "rollout", "reward", "logps", "sync")
+"""Parts of an update whose time is a metric."""
+
 
 class PeftTrainer:
     """Trains a model on batches.
@@ -154,6 +157,29 @@ class PeftTrainer:
     def _post_process_eval_step(self, aux: dict[str, float]) -> None:
         """Called with the metrics of every evaluation."""
 
+    def _further_metrics(self, step: int, rows: dict[str, np.ndarray]) -> dict[str, float]:
+        """Metrics of update `step` beside those of the compiled step, once `rows`, what its loss kept by row, is on the host."""
+        return {}
+
+    def _update_groups(self, train_ds: Iterable[Any]) -> Iterator[list[Any]]:
+        """The micro-batches of each update."""
+        n_micro = self.config.get_with_default("gradient_accumulation_steps", 1)
+        batches = self._train_batches(train_ds)
+        return iter(lambda: list(itertools.islice(batches, n_micro)), [])
+
+    @property
+    def _can_pause(self) -> bool:
+        """Whether a checkpoint made now holds all that is needed to go on from here."""
+        return True
+
+    def _whole_state(self) -> TrainState:
+        """All that training changes: what is saved, restored and fingerprinted."""
+        return self._state
+
+    def _take_state(self, state: TrainState) -> None:
+        """Goes on from a state of the form that `_whole_state` gives."""
+        self._state = state
+
     def custom_checkpoint_metadata(self) -> dict[str, Any]:
         """JSON to keep in every checkpoint; comes back as `restored_metadata`."""
         return {}
@@ -240,15 +266,15 @@ class PeftTrainer:
                     self._throttler.add_computation(metrics["loss"])
                     self._train_steps += 1
                     if check is not None:
-                        check.after_update(self._state.params, self._frozen)
+                        check.after_update(self._state.params, self._frozen, metrics["grad_norm"])
                     self._tell_later(metrics, n_tokens, micro_batches, batch_hashes)
                     if self._train_steps % self.config.eval_every_n_steps == 0:
                         self._run_eval(eval_ds, eval_step)
                     self.checkpoint_manager.poll()
                     self.training_hooks.on_update(self)
-                    if self.checkpoint_manager.is_due(self._train_steps):
+                    if self._can_pause and self.checkpoint_manager.is_due(self._train_steps):
                         self.save_checkpoint()
-                    if self._stop_requested:
+                    if self._can_pause and self._stop_requested:
                         break
                 self._flush_metrics()
         finally:
@@ -261,13 +287,12 @@ class PeftTrainer:
 
     def _updates(self, train_ds: Iterable[Any]) -> Iterator[tuple[Any, int, BatchHashes]]:
         """Yields what one update reads, on the devices, [n_micro, rows, …], its number of tokens, and its hashes."""
-        n_micro = self.config.get_with_default("gradient_accumulation_steps", 1)
-        batches = self._train_batches(train_ds)
+        groups = self._update_groups(train_ds)
         max_steps = self.config.max_steps
         while max_steps is None or self._train_steps < max_steps:
             with self.perf_tracer.span("data"):
-                group = list(itertools.islice(batches, n_micro))
-                if not group:
+                group = next(groups, None)
+                if group is None:
                     return
                 prepared = [self._prepare_inputs(batch) for batch in group]
                 n_tokens = sum(self._count_tokens(inputs) for inputs in prepared)
@@ -283,25 +308,27 @@ class PeftTrainer:
         return self._position.open(train_ds, self._iter_steps)
 
     def _run_eval(self, eval_ds: Iterable[Any] | None, eval_step: Callable[..., Any]) -> None:
-        """Evaluates on all of `eval_ds`; weights decide, so the size of its batches does not matter."""
         if eval_ds is None and self.data_hooks is None:
             return
         self._flush_metrics()
         self.training_hooks.on_eval_begin(self)
-        totals: dict[str, WeightedMean] = {}
         with self.perf_tracer.span("eval"):
-            for batch in self._eval_batches(eval_ds):
-                placed = self._place(self._prepare_inputs(batch), leading=0)
-                values = eval_step(self._state, self._frozen, placed)
-                totals = {name: value + totals[name] for name, value in values.items()} if totals else values
-        if not totals:
+            metrics = self._evaluate(eval_ds, eval_step)
+        if not metrics:
             return
-        metrics = to_host({name: total.mean for name, total in totals.items()})
         self.metrics_logger.log_all(metrics, self._train_steps, Mode.EVAL)
         self.checkpoint_manager.judge(self._train_steps, {f"eval/{name}": value for name, value in metrics.items()})
         self._post_process_eval_step(metrics)
         self.training_hooks.on_eval_end(self, metrics["loss"])
         self._clock = time.perf_counter()
+
+    def _evaluate(self, eval_ds: Iterable[Any] | None, eval_step: Callable[..., Any]) -> dict[str, float]:
+        """Metrics over all of `eval_ds`, `loss` among them; weights decide, so the size of its batches does not matter."""
+        totals: dict[str, WeightedMean] = {}
+        for batch in self._eval_batches(eval_ds):
+            values = eval_step(self._state, self._frozen, self._place(self._prepare_inputs(batch), leading=0))
+            totals = {name: value + totals[name] for name, value in values.items()} if totals else values
+        return to_host({name: total.mean for name, total in totals.items()})
 
     def _eval_batches(self, eval_ds: Iterable[Any] | None) -> Iterator[Any]:
         if self.data_hooks is not None:
@@ -353,19 +380,20 @@ class PeftTrainer:
         """Tells of the *previous* update: this one is queued behind it, so the device is never idle meanwhile."""
         self._flush_metrics()
         every = self.config.fingerprint_every_n_steps
-        marks = state_marks(self._state) if every is not None and self._train_steps % every == 0 else None
+        marks = state_marks(self._whole_state()) if every is not None and self._train_steps % every == 0 else None
         self._untold = UntoldUpdate(self._train_steps, metrics, n_tokens, micro_batches, hashes, marks)
 
     def _flush_metrics(self) -> None:
         if self._untold is None:
             return
         update, self._untold = self._untold, None
-        values, fingerprint = update.fetch()  # waits until it is done, so the clock runs from one completion to the next
+        values, rows, fingerprint = update.fetch()  # waits until it is done, so the clock runs from one completion to the next
+        values |= self._further_metrics(update.step, rows)
         now = time.perf_counter()
         step_s, self._clock = now - self._clock, now
         spans = self.perf_tracer.take()
         perf = {"perf/step_s": step_s, "perf/tokens_per_s": update.n_tokens / step_s}
-        perf |= {f"perf/{name}_s": spans[name] for name in ("data", "wait") if name in spans}
+        perf |= {f"perf/{name}_s": spans[name] for name in _TOLD_SPANS if name in spans}
         self.metrics_logger.log_all(values | perf, update.step, Mode.TRAIN)
         self._post_process_train_step(values)
         shown = {"loss": values["loss"], "tokens/s": perf["perf/tokens_per_s"]}
@@ -383,23 +411,23 @@ class PeftTrainer:
         with self.perf_tracer.span("checkpoint"):
             record = {"train_steps": self._train_steps, "iter_steps": self._iter_steps, "data": self._position.state}
             record["metadata"] = self.custom_checkpoint_metadata()
-            state = self._state
+            state = self._whole_state()
             self.checkpoint_manager.save(self._train_steps, state.params, state.opt_state, record, plain(state.variables))
 
     def verify_checkpoint(self) -> bool:
         """Whether the newest checkpoint is of this very step and, read back from disk, is what was written."""
-        state, step = self._state, self._train_steps
+        state, step = self._whole_state(), self._train_steps
         manager = self.checkpoint_manager
         return manager.latest_step() == step and manager.verify(step, state.params, state.opt_state, plain(state.variables))
 
     def _restore(self) -> None:
         self.restored_metadata: dict[str, Any] = {}
-        state = self._state
+        state = self._whole_state()
         restored = self.checkpoint_manager.restore(state.params, state.opt_state, plain(state.variables))
         if restored is None:
             return
         step, params, opt_state, record, variables = restored
-        self._state = TrainState(params, with_plain(state.variables, variables), opt_state)
+        self._take_state(TrainState(params, with_plain(state.variables, variables), opt_state))
         self._train_steps, self._iter_steps = record["train_steps"], record["iter_steps"]
         self._position.restore(record["data"])
         self.restored_metadata = record["metadata"]

@@ -1,5 +1,6 @@
 """One optimizer update, and one evaluation pass, as pure functions of arrays."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,16 +10,28 @@ import optax
 from flax import nnx
 
 from tunix_lab.ops.weighted import WeightedMean
-from tunix_lab.sft.fingerprinting import GRADIENT, by_layer
+from tunix_lab.sft.fingerprinting import GRADIENT, ROWS, by_layer
 from tunix_lab.sft.train_state import ModelParts, TrainState, is_changing
 
-# (model, batch) -> loss and named metrics, all of them not divided yet.
-LossFn = Callable[[nnx.Module, Any], tuple[WeightedMean, dict[str, WeightedMean]]]
+# (model, batch) -> loss and named metrics, all of them not divided yet, and what is kept of single rows.
+LossFn = Callable[[nnx.Module, Any], tuple[WeightedMean, "dict[str, WeightedMean | PerRow]"]]
 
 
-def as_weighted(value: Any) -> WeightedMean:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PerRow:
+    """What a loss gives for each row, to be kept as it is instead of averaged.
+
+    Attributes:
+      values: [rows, …].
+    """
+
+    values: jax.Array
+
+
+def as_weighted(value: Any) -> WeightedMean | PerRow:
     """A plain scalar counts once, whatever it was averaged over."""
-    if isinstance(value, WeightedMean):
+    if isinstance(value, WeightedMean | PerRow):
         return value
     return WeightedMean(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
 
@@ -52,20 +65,24 @@ def make_train_step(
             return loss.total, (loss, aux, nnx.state(model, is_changing))
 
         gradient, (loss, aux, variables) = jax.grad(total, has_aux=True)(state.params)
-        return gradient, loss, aux, variables
+        rows = {name: value.values for name, value in aux.items() if isinstance(value, PerRow)}
+        means = {name: value for name, value in aux.items() if name not in rows}
+        return (gradient, loss, means, variables), rows
 
     def step(state: TrainState, frozen: nnx.State, micro_batches: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         first = jax.tree.map(lambda x: x[0], micro_batches)
-        gradient, loss, aux, variables = micro_step(state, state.variables, frozen, first)
+        (gradient, loss, aux, variables), rows = micro_step(state, state.variables, frozen, first)
+        rows = jax.tree.map(lambda x: x[None], rows)
         if jax.tree.leaves(micro_batches)[0].shape[0] > 1:
 
             def add(carry, batch):
                 *sums, variables = carry
-                *new, variables = micro_step(state, variables, frozen, batch)
-                return (*jax.tree.map(jnp.add, tuple(sums), tuple(new)), variables), None
+                (*new, variables), rows = micro_step(state, variables, frozen, batch)
+                return (*jax.tree.map(jnp.add, tuple(sums), tuple(new)), variables), rows
 
             others = jax.tree.map(lambda x: x[1:], micro_batches)
-            (gradient, loss, aux, variables), _ = jax.lax.scan(add, (gradient, loss, aux, variables), others)
+            (gradient, loss, aux, variables), further = jax.lax.scan(add, (gradient, loss, aux, variables), others)
+            rows = jax.tree.map(lambda x, more: jnp.concatenate([x, more]), rows, further)
 
         has_weight = loss.count > 0
         scale = jnp.where(has_weight, 1.0 / jnp.where(has_weight, loss.count, 1.0), 0.0)
@@ -86,6 +103,7 @@ def make_train_step(
             **({GRADIENT: by_layer(gradient)} if with_fingerprint else {}),
             **learning_rate_of(opt_state),
             **{name: value.mean for name, value in aux.items()},
+            **({ROWS: rows} if rows else {}),
         }
         return TrainState(params, variables, opt_state), metrics
 
@@ -99,7 +117,7 @@ def make_eval_step(parts: ModelParts, loss_fn: LossFn):
         model = parts.merge(state.params, state.variables, frozen)
         model.eval()  # no dropout, running statistics
         loss, aux = loss_fn(model, batch)
-        return {"loss": loss, **aux}
+        return {"loss": loss, **{name: value for name, value in aux.items() if isinstance(value, WeightedMean)}}
 
     return step
 

@@ -12,8 +12,10 @@ from tunix_lab.distillation.config import (
     FeatureProjectionKnobs,
     LogitKnobs,
 )
+from tunix_lab.rl.config import DapoKnobs, DrGrpoKnobs, GrpoKnobs, GspoKnobs, PpoKnobs, RlooKnobs
 from tunix_lab.sft.config import DpoKnobs, IpoKnobs, OrpoKnobs
 from tunix_lab.spec.model import ExperimentInit, HubInit, PathInit
+from tunix_lab.spec.rl import CriticSpec, RewardFunction, RewardsSpec, RolloutSpec
 from tunix_lab.spec.section import DataclassSection, Section
 
 
@@ -96,7 +98,68 @@ class Distill(Section):
     """What is learned from it."""
 
 
-Algorithm: TypeAlias = Annotated[Sft | Dpo | Ipo | Orpo | Distill, Field(discriminator="kind")]
+@dataclasses.dataclass(kw_only=True)
+class Reinforcement(DataclassSection):
+    """What every algorithm of reinforcement learning has beside its knobs.
+
+    Attributes:
+      rollout: how answers are sampled.
+      rewards: what they are worth.
+    """
+
+    rollout: RolloutSpec
+    rewards: RewardsSpec
+
+
+@dataclasses.dataclass(kw_only=True)
+class Grpo(Reinforcement, GrpoKnobs):
+    __doc__ = GrpoKnobs.__doc__
+
+    kind: Literal["grpo"] = "grpo"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Gspo(Reinforcement, GspoKnobs):
+    __doc__ = GspoKnobs.__doc__
+
+    kind: Literal["gspo"] = "gspo"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Dapo(Reinforcement, DapoKnobs):
+    __doc__ = DapoKnobs.__doc__
+
+    kind: Literal["dapo"] = "dapo"
+
+
+@dataclasses.dataclass(kw_only=True)
+class DrGrpo(Reinforcement, DrGrpoKnobs):
+    __doc__ = DrGrpoKnobs.__doc__
+
+    kind: Literal["drgrpo"] = "drgrpo"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Rloo(Reinforcement, RlooKnobs):
+    __doc__ = RlooKnobs.__doc__
+
+    kind: Literal["rloo"] = "rloo"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Ppo(Reinforcement, PpoKnobs):
+    __doc__ = PpoKnobs.__doc__
+
+    kind: Literal["ppo"] = "ppo"
+    critic: CriticSpec = CriticSpec()
+
+
+Algorithm: TypeAlias = Annotated[
+    Sft | Dpo | Ipo | Orpo | Distill | Grpo | Gspo | Dapo | DrGrpo | Rloo | Ppo, Field(discriminator="kind")
+]
+
+RL_PHASES = ("rollout_s", "reward_s", "logps_s", "step_s", "tokens_per_s", "data_s", "wait_s", "sync_s")
+"""Gauges of where a reinforcement-learning run spends its time, under perf/."""
 
 _EVERY_METRIC = {
     "train/loss",
@@ -115,6 +178,15 @@ _PREFERENCE_METRICS = {
 }
 _ORPO_METRICS = {f"{mode}/{name}" for mode in ("train", "eval") for name in ("sft_loss", "or_loss", "log_odds_ratio")}
 _DISTILLATION_METRICS = {"train/soft_loss", "train/hard_loss", "eval/soft_loss", "eval/hard_loss"}
+_RL_METRICS = {
+    "train": (
+        *("loss", "grad_norm", "learning_rate", "reward", "reward_std", "frac_zero_std_groups", "answer_tokens", "stopped"),
+        *("entropy", "kl", "clip_fraction", "ratio", "logp_gap_mean", "logp_gap_max", "advantage_abs", "masked_answers"),
+    ),
+    "eval": ("reward", "answer_tokens", "stopped"),
+    "perf": RL_PHASES,
+}
+_PPO_METRICS = ("value_loss", "value_clip_fraction", "value_mean", "return_mean", "critic_grad_norm")
 
 
 def metric_names(algorithm: Algorithm) -> set[str]:
@@ -130,3 +202,18 @@ def metric_names(algorithm: Algorithm) -> set[str]:
             return _EVERY_METRIC | _DISTILLATION_METRICS | {"train/kl", "eval/kl"}
         case Distill():
             return _EVERY_METRIC | _DISTILLATION_METRICS
+        case Reinforcement():
+            return fixed_rl_metrics(algorithm) | {
+                f"{mode}/{reward_metric(function)}" for mode in ("train", "eval") for function in algorithm.rewards.functions
+            }
+
+
+def reward_metric(function: RewardFunction) -> str:
+    """What the mean reward by one function is called, without train/ or eval/."""
+    return f"reward_{function.label}"
+
+
+def fixed_rl_metrics(algorithm: Reinforcement) -> set[str]:
+    """The metrics of reinforcement learning with `algorithm`, rewards by function aside."""
+    names = {f"{mode}/{name}" for mode, known in _RL_METRICS.items() for name in known}
+    return names | ({f"train/{name}" for name in _PPO_METRICS} if isinstance(algorithm, Ppo) else set())

@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from tunix_lab.spec.algorithm import Distill, Logits, metric_names
-from tunix_lab.spec.data import ChatData, Data, FileSource, HubSource, TextData
-from tunix_lab.spec.errors import Problem, SpecError, did_you_mean
+from tunix_lab.spec.algorithm import Distill, Logits, Ppo, Reinforcement, metric_names
+from tunix_lab.spec.data import ChatData, Data, FileSource, HubSource, PromptData, TextData
+from tunix_lab.spec.errors import Fault, Problem, SpecError, did_you_mean
 from tunix_lab.spec.model import ExperimentInit, RandomInit
+from tunix_lab.spec.rl_checks import rl_faults, rl_placement_faults
 
 if TYPE_CHECKING:
     from tunix_lab.spec.experiment import ExperimentSpec
-
-Fault: TypeAlias = tuple[tuple[str | int, ...], str]
-"""Path of a field, and what is wrong with it."""
 
 _COLUMNS = {
     "text": ("text",),
@@ -28,6 +26,7 @@ _DATA_KINDS = {
     "ipo": ("preference",),
     "orpo": ("preference",),
     "distill": ("text", "chat"),
+    **dict.fromkeys(("grpo", "gspo", "dapo", "drgrpo", "rloo", "ppo"), ("prompts",)),
 }
 
 
@@ -39,6 +38,7 @@ def combination_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
     yield from _data_faults(spec)
     yield from _step_faults(spec)
     yield from _strategy_faults(spec)
+    yield from rl_faults(spec)
     yield from _metric_faults(spec)
     fsdp, tp = (None if size == -1 else size for size in (spec.mesh.fsdp, spec.mesh.tp))
     yield from _placement_faults(spec, fsdp, tp)
@@ -68,6 +68,9 @@ def _upstream_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
     teacher = spec.algorithm.teacher if isinstance(spec.algorithm, Distill) else None
     if isinstance(teacher, ExperimentInit) and teacher.name == spec.name:
         yield ("algorithm", "teacher", "name"), f"experiment {spec.name!r} cannot be its own teacher"
+    critic = spec.algorithm.critic.init if isinstance(spec.algorithm, Ppo) else None
+    if isinstance(critic, ExperimentInit) and critic.name == spec.name:
+        yield ("algorithm", "critic", "init", "name"), f"experiment {spec.name!r} cannot be its own critic"
 
 
 def _depth_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
@@ -102,7 +105,9 @@ def _given_sources(data: Data) -> Iterator[tuple[tuple[str | int, ...], FileSour
 
 
 def _column_faults(data: Data) -> Iterator[Fault]:
-    """Columns that the rows are not read for."""
+    """Columns that the rows are not read for; rewards read whatever prompts come with."""
+    if isinstance(data, PromptData):
+        return
     known = _COLUMNS[data.kind]
     given = [(("data",), data.columns)] + [(place, source.columns or {}) for place, source in _given_sources(data)]
     for place, columns in given:
@@ -177,9 +182,12 @@ def _metric_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
 def _placement_faults(spec: "ExperimentSpec", fsdp: int | None, tp: int | None) -> Iterator[Fault]:
     """Faults of splitting over axes of these sizes; None is an axis that is not looked at."""
     training, heads = spec.training, spec.model.decoder_config().num_heads
-    rows_field = "batch_size" if training.micro_batch_size is None else "micro_batch_size"
-    for field, rows in ((rows_field, training.rows_per_forward), ("eval_batch_size", training.eval_batch_size)):
-        if fsdp is not None and rows % fsdp:
-            yield ("training", field), f"{rows} rows cannot be split evenly over {fsdp} devices (mesh.fsdp)"
+    if fsdp is not None and isinstance(spec.algorithm, Reinforcement):
+        yield from rl_placement_faults(spec, fsdp)
+    elif fsdp is not None:
+        rows_field = "batch_size" if training.micro_batch_size is None else "micro_batch_size"
+        for field, rows in ((rows_field, training.rows_per_forward), ("eval_batch_size", training.eval_batch_size)):
+            if rows % fsdp:
+                yield ("training", field), f"{rows} rows cannot be split evenly over {fsdp} devices (mesh.fsdp)"
     if tp is not None and heads % tp:
         yield ("mesh", "tp"), f"{spec.model.size}'s {heads} heads cannot be split evenly over {tp} devices"

@@ -157,4 +157,12 @@ class PreferenceData(_Files):
     """What happens to a pair whose two answers are the same."""
 
 
-Data: TypeAlias = Annotated[TextData | ChatData | PreferenceData, Field(discriminator="kind")]
+class PromptData(_Files):
+    """Rows {"prompt"}, to be answered; all their other columns are given to the rewards."""
+
+    kind: Literal["prompts"] = "prompts"
+    overlong: Literal["error", "drop"] = "error"
+    """What happens to a prompt that is longer than algorithm.rollout.max_prompt_length; nothing ever cuts a prompt."""
+
+
+Data: TypeAlias = Annotated[TextData | ChatData | PreferenceData | PromptData, Field(discriminator="kind")]

@@ -3,8 +3,12 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from tunix_lab.errors import UserError
+
+Fault: TypeAlias = tuple[tuple[str | int, ...], str]
+"""Path of a field, and what is wrong with it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

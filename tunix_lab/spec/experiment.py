@@ -6,10 +6,11 @@ from annotated_types import Ge, Lt
 from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from tunix_lab.spec.algorithm import Algorithm, Distill
+from tunix_lab.spec.algorithm import Algorithm, Distill, Ppo
 from tunix_lab.spec.checks import combination_faults
 from tunix_lab.spec.data import Data
 from tunix_lab.spec.model import Adapter, ExperimentInit, ModelSpec, NoAdapter, TokenizerSpec
+from tunix_lab.spec.rl import CriticSpec
 from tunix_lab.spec.section import Name, Section
 from tunix_lab.spec.tracking import TrackingSpec
 from tunix_lab.spec.training import CheckpointSpec, MeshSpec, OptimizerSpec, SamplesSpec, TrainingSpec
@@ -60,6 +61,9 @@ def upstream(spec: ExperimentSpec) -> str | None:
 
 
 def upstreams(spec: ExperimentSpec) -> list[str]:
-    """Names of all experiments whose output `spec` needs: what it starts from, and its teacher."""
-    sources = [spec.model.init, *([spec.algorithm.teacher] if isinstance(spec.algorithm, Distill) else [])]
+    """Names of all experiments whose output `spec` needs: what it starts from, its teacher, its critic."""
+    sources: list[object] = [spec.model.init]
+    match spec.algorithm:
+        case Distill(teacher=other) | Ppo(critic=CriticSpec(init=other)):
+            sources.append(other)
     return list(dict.fromkeys(source.name for source in sources if isinstance(source, ExperimentInit)))

@@ -70,7 +70,7 @@ def _fields(section: type) -> dict[str, tuple[type, ...]]:
     """Fields of a section, each with the sections that it may hold."""
     if issubclass(section, BaseModel):
         return {name: _sections(field.annotation) for name, field in section.model_fields.items()}
-    return {field.name: () for field in dataclasses.fields(section)}
+    return {field.name: _sections(field.type) for field in dataclasses.fields(section)}
 
 
 def _sections(annotation: object) -> tuple[type, ...]:

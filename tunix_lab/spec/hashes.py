@@ -4,10 +4,12 @@ import hashlib
 import json
 from typing import Any
 
+from tunix_lab.spec.algorithm import Reinforcement
 from tunix_lab.spec.experiment import ExperimentSpec
 from tunix_lab.spec.render import to_data
 
 _NOT_IN_GROUP = ("name", "description", "seed", "tracking")
+_NOT_IN_RESUMED_REWARDS = ("timeout_s", "workers", "memory_mb")
 _RESUME_SECTIONS = ("seed", "model", "adapter", "tokenizer", "algorithm", "data", "optimizer")
 
 
@@ -24,9 +26,13 @@ def group_hash(spec: ExperimentSpec) -> str:
 def resume_hash(spec: ExperimentSpec) -> str:
     """Identity of what must match to continue a run: all that changes the mathematics.
 
-    How often a run evaluates, logs, samples or saves may change between its attempts, and so may the mesh.
+    How often a run evaluates, logs, samples or saves may change between its attempts, and so may the mesh, and what the
+    functions of rewards may take.
     """
     data = to_data(spec)
+    if isinstance(spec.algorithm, Reinforcement):
+        rewards = data["algorithm"]["rewards"]
+        data["algorithm"]["rewards"] = {key: value for key, value in rewards.items() if key not in _NOT_IN_RESUMED_REWARDS}
     steps = {
         "max_steps": spec.training.max_steps,
         "batch_size": spec.training.batch_size,

@@ -1,7 +1,7 @@
 """Loads a spec: files and overrides in, a checked `ExperimentSpec` out, which remembers where each value was written."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from tunix_lab.spec.settings import find_home
 from tunix_lab.spec.yaml_source import Located
 
 _SCORER = ("samples", "scorer")
+_REWARDS = ("algorithm", "rewards", "functions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), home: Path | None = No
     Args:
       path: the YAML file.
       overrides: `section.field=value`, laid over the file in this order.
-      home: project folder, where a scorer's module may also lie; None finds it.
+      home: project folder, where the module of a scorer or reward may also lie; None finds it.
       devices: number of devices that the spec must fit; None leaves that open.
 
     Raises:
@@ -50,7 +51,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), home: Path | None = No
     """
     path = Path(path)
     tree = layered(path, overrides)
-    problems = list(_scorer_problems(tree, find_home() if home is None else home))
+    problems = list(_function_problems(tree, find_home() if home is None else home))
     try:
         spec = _validated(tree)
     except ValidationError as error:
@@ -88,15 +89,18 @@ def _as_text(tree: Located, field: Sequence[str | int]) -> Located:
     return text
 
 
-def _scorer_problems(tree: Located, home: Path) -> list[Problem]:
-    node, depth = tree.deepest(_SCORER)
-    if depth < len(_SCORER) or not isinstance(node.value, str) or node.value.count(":") != 1:
-        return []  # absent, or no reference at all, which the schema says
-    try:
-        locate(node.value, home)
-    except LookupError as error:
-        return [problem_at(tree, _SCORER, str(error))]
-    return []
+def _function_problems(tree: Located, home: Path) -> Iterator[Problem]:
+    """The functions that are named and are not there."""
+    rewards, depth = tree.deepest(_REWARDS)
+    listed = len(rewards.value) if depth == len(_REWARDS) and isinstance(rewards.value, list) else 0
+    for path in (_SCORER, *((*_REWARDS, number, "function") for number in range(listed))):
+        node, depth = tree.deepest(path)
+        if depth < len(path) or not isinstance(node.value, str) or node.value.count(":") != 1:
+            continue  # absent, or no reference at all, which the schema says
+        try:
+            locate(node.value, home)
+        except LookupError as error:
+            yield problem_at(tree, path, str(error))
 
 
 def _origins(spec: ExperimentSpec, tree: Located) -> dict[str, str]:

@@ -10,11 +10,13 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 # Patterns, and how a message says them.
 NAME_PATTERN = "^[a-z0-9][a-z0-9_-]*$"
 TAG_PATTERN = "^[A-Za-z0-9_/-]+$"
+LABEL_PATTERN = "^[A-Za-z0-9_-]+$"
 HUB_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 REFERENCE_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 PATTERN_WORDS = {
     NAME_PATTERN: "may hold a-z, 0-9, '_' and '-' only, and begins with a letter or a digit",
     TAG_PATTERN: "may hold letters, digits, '_', '-' and '/' only",
+    LABEL_PATTERN: "may hold letters, digits, '_' and '-' only",
     HUB_PATTERN: "must look like organisation/name, as the hub's page of the model is called",
     REFERENCE_PATTERN: "must look like package.module:function",
 }

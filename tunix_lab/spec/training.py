@@ -71,13 +71,13 @@ class TrainingSpec(Section):
     max_steps: Steps
     """Optimizer updates to make."""
     batch_size: Rows
-    """Rows (pairs, for preferences) of one optimizer update."""
+    """Rows (pairs, for preferences; prompts, for reinforcement learning) of one optimizer update."""
     micro_batch_size: Rows | None = None
     """Rows of one forward pass; divides batch_size. null: batch_size. Fewer rows need less memory and give the same update."""
     eval_every: Steps = 50
     """Steps between evaluations."""
     eval_batch_size: Rows = 32
-    """Rows of one forward pass of an evaluation."""
+    """Rows of one forward pass of an evaluation; for reinforcement learning, prompts that it answers at once."""
     log_every: Steps = 1
     """Steps between records of the training metrics."""
     scan_layers: bool = False

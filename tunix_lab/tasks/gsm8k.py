@@ -25,10 +25,11 @@ _HELD_OUT = {"validation": 0.05, "test": 0.05}
 def final_answer(solution: str) -> str | None:
     """The number on the last answer line, `#### 1,200` or `A: $1200.00`, written plainly ("1200"); None where there is none."""
     lines = _ANSWER_LINE.findall(solution)
-    return _plain_number(lines[-1]) if lines else None
+    return plain_number(lines[-1]) if lines else None
 
 
-def _plain_number(text: str) -> str | None:
+def plain_number(text: str) -> str | None:
+    """A number without signs of money, thousands and percent, "$1,200.00" as "1200"; None where the text is no number."""
     bare = re.sub(r"[\s$€£%,]|\.$", "", text)
     if not re.fullmatch(r"-?(\d+\.?\d*|\.\d+)", bare):
         return None
@@ -140,5 +141,5 @@ def exact_match(prompts: Sequence[str], completions: Sequence[str], answer: Sequ
     """A reward: 1.0 for each completion whose final answer is the row's number, else 0.0. Other columns are not looked at."""
     if not len(prompts) == len(completions) == len(answer):
         raise ValueError(f"exact_match: {len(prompts)} prompts, {len(completions)} completions, {len(answer)} answers")
-    wanted = [_plain_number(str(a)) for a in answer]
+    wanted = [plain_number(str(a)) for a in answer]
     return [float(number is not None and final_answer(c) == number) for c, number in zip(completions, wanted, strict=True)]

@@ -160,7 +160,17 @@ def surroundings(view: RunView) -> dict[str, Any]:
     manifest = view.manifest
     git = manifest.get("git") or {}
     found = {f"data.{entry['context']} ({entry['path']})": entry["digest"] for entry in _datasets(view)}
-    tags = ("dvc.base", "lab.base_commit", "dvc.teacher", "lab.teacher_commit", "dvc.tokenizer", "lab.tokenizer", "lab.devices")
+    tags = (
+        "dvc.base",
+        "lab.base_commit",
+        "dvc.teacher",
+        "lab.teacher_commit",
+        "dvc.critic",
+        "lab.critic_commit",
+        "dvc.tokenizer",
+        "lab.tokenizer",
+        "lab.devices",
+    )
     found |= {name: view.tags[name] for name in tags if name in view.tags}
     found |= {f"git.{name}": git[name] for name in ("commit", "dirty") if name in git}
     found |= {f"versions.{name}": version for name, version in (manifest.get("versions") or {}).items()}

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tunix_lab.data.tokenizer import Tokenizer
-from tunix_lab.lab.origin import base_identity, base_name, teacher_identity, teacher_name
+from tunix_lab.lab.origin import (
+    base_identity,
+    base_name,
+    critic_folder,
+    critic_identity,
+    critic_name,
+    teacher_identity,
+    teacher_name,
+)
 from tunix_lab.lab.record.environment import env_lock, environment, lock_file_digests
 from tunix_lab.lab.record.git_state import GitState
 from tunix_lab.lab.record.journal import write_atomically
@@ -18,11 +26,13 @@ from tunix_lab.lab.record.untracked import bundle_untracked
 from tunix_lab.lab.sources import SPLITS, data_digests, data_files, data_tags, described
 from tunix_lab.lab.versioning import dvc_digest, stage_tags
 from tunix_lab.spec import ExperimentSpec, flatten, group_hash, resume_hash, spec_hash
-from tunix_lab.spec.algorithm import Distill, Teacher
+from tunix_lab.spec.algorithm import Distill, Ppo, Reinforcement, Teacher
 from tunix_lab.spec.model import HubInit, Init
 from tunix_lab.spec.references import locate
+from tunix_lab.spec.rl import CriticSpec
+from tunix_lab.spec.rl_checks import updates_per_rollout
 
-_MAX_PARAMS = 60
+_MAX_PARAMS = 100  # MLflow takes no more at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +44,14 @@ class Inputs:
       tokenizer: digest of the tokenizer's files.
       base: identity of the starting weights, see `origin.base_identity`; None from random weights.
       teacher: identity of the teacher's weights, likewise; None where there is no teacher.
+      critic: identity of the weights of a critic that does not start from the actor's; None where there is none.
     """
 
     data: dict[str, str]
     tokenizer: str
     base: str | None
     teacher: str | None = None
+    critic: str | None = None
 
     def described(self) -> dict[str, str | None]:
         """The hashes by what they are of."""
@@ -47,13 +59,15 @@ class Inputs:
             "tokenizer": self.tokenizer,
             "base": self.base,
             "teacher": self.teacher,
+            **({} if self.critic is None else {"critic": self.critic}),
         }
 
     def identity(self, spec: ExperimentSpec) -> str:
         """sha256 of everything that must be the same for a run to be continued."""
         content = {"spec": resume_hash(spec), **dataclasses.asdict(self)}
-        if self.teacher is None:
-            del content["teacher"]  # runs of other algorithms keep the identity that they had before there were teachers
+        for role in ("teacher", "critic"):
+            if content[role] is None:
+                del content[role]  # runs of other algorithms keep the identity that they had before there were such roles
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -114,6 +128,7 @@ def make_manifest(
         "primary_metric": spec.tracking.primary_metric,
         "higher_is_better": spec.tracking.higher_is_better,
         "checkpoint_every": spec.checkpoint.every,
+        "rollouts": rollout_cadence(spec),
         "seed": spec.seed,
         "identity": inputs.identity(spec),
         "inputs": inputs.described(),
@@ -130,6 +145,13 @@ def make_manifest(
     }
 
 
+def rollout_cadence(spec: ExperimentSpec) -> dict[str, int] | None:
+    """Updates between the rollouts of training and of evaluations, and those of the whole run; None where nothing is sampled."""
+    if not isinstance(spec.algorithm, Reinforcement):
+        return None
+    return {"train": updates_per_rollout(spec), "eval": spec.training.eval_every, "last": spec.training.max_steps}
+
+
 def input_files(spec: ExperimentSpec, home: Path, inputs: Inputs) -> list[dict[str, Any]]:
     """Every file and folder that a run reads, with its hash; `path` is None for what the hub keeps or another entry holds."""
     files = [file for split in SPLITS for file in data_files(spec, home, split)]
@@ -138,17 +160,25 @@ def input_files(spec: ExperimentSpec, home: Path, inputs: Inputs) -> list[dict[s
     for role, (name, commit), identity in (
         ("base", base_name(spec, home), inputs.base),
         ("teacher", teacher_name(spec, home), inputs.teacher),
+        ("critic", critic_name(spec, home), inputs.critic),
     ):
         if identity is not None:
             entries.append(_entry(role, name, identity, commit is None))
     if spec.samples is not None and spec.samples.prompts is not None:
         entries.append(_entry("prompts", spec.samples.prompts, dvc_digest(home / spec.samples.prompts), True))
+    # Code comes with git or with the package; its hash is to compare.
     if spec.samples is not None and spec.samples.scorer is not None:
-        file = locate(spec.samples.scorer, home)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-        # Code comes with git or with the package; its hash is to compare.
-        entries.append(_entry("scorer", spec.samples.scorer, digest, False))
+        entries.append(_entry("scorer", spec.samples.scorer, _code_digest(spec.samples.scorer, home), False))
+    if isinstance(spec.algorithm, Reinforcement):
+        for reward in spec.algorithm.rewards.functions:
+            entries.append(_entry(f"reward {reward.label}", reward.function, _code_digest(reward.function, home), False))
     return entries
+
+
+def _code_digest(function: str, home: Path) -> str | None:
+    """Hash of the file that defines a function."""
+    file = locate(function, home)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def _entry(role: str, name: str | None, digest: str | None, in_project: bool) -> dict[str, Any]:
@@ -159,7 +189,12 @@ def _origin_tags(spec: ExperimentSpec, inputs: Inputs) -> dict[str, str]:
     """What a run started from. A tag `dvc.*` is a hash that DVC shows too; the hub's content has names of its own."""
     tags = {"lab.tokenizer" if spec.tokenizer.path is None else "dvc.tokenizer": inputs.tokenizer}
     tags |= _source_tags("base", spec.model.init, inputs.base)
-    return tags | (_source_tags("teacher", spec.algorithm.teacher, inputs.teacher) if isinstance(spec.algorithm, Distill) else {})
+    match spec.algorithm:
+        case Distill(teacher=source):
+            tags |= _source_tags("teacher", source, inputs.teacher)
+        case Ppo(critic=CriticSpec(init=source)) if source is not None:
+            tags |= _source_tags("critic", source, inputs.critic)
+    return tags
 
 
 def _source_tags(role: str, source: Init | Teacher, identity: str | None) -> dict[str, str]:
@@ -229,4 +264,5 @@ def digest_inputs(
     """Hashes what a spec names; a tokenizer that lies among the starting weights by its own files alone."""
     named = spec.tokenizer.path
     own = tokenizer.digest() if named is None else dvc_digest(home / named)
-    return Inputs(data_digests(spec, home), own, base_identity(spec, base), teacher_identity(spec, teacher))
+    critic = critic_identity(spec, critic_folder(spec, home))
+    return Inputs(data_digests(spec, home), own, base_identity(spec, base), teacher_identity(spec, teacher), critic)

@@ -34,6 +34,7 @@ class Cursor:
       inputs: whether the datasets were pushed.
       models: (model id, digest) by checkpoint step.
       artifacts: size and time of each pushed file by its path.
+      rollouts: those of each file of sampled answers that was pushed as a table and as traces.
       parent: MLflow's id of the run that this one is nested under.
       base: whether the checkpoint that the run starts from was pushed as its input.
       status: the final status that was pushed; None while the run is open there.
@@ -47,6 +48,7 @@ class Cursor:
     inputs: bool = False
     models: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
+    rollouts: dict[str, str] = dataclasses.field(default_factory=dict)
     parent: str | None = None
     base: bool = False
     status: str | None = None

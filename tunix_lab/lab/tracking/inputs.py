@@ -43,7 +43,7 @@ def param_text(value: Any) -> str:
 
 def origin_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Tags by which a checkpoint is found by what it was made from: data, tokenizer, weights, code, parent."""
-    names = ("dvc.", "lab.base", "lab.teacher", "lab.data", "lab.git", "lab.tokenizer", "mlflow.source.git.commit")
+    names = ("dvc.", "lab.base", "lab.teacher", "lab.critic", "lab.data", "lab.git", "lab.tokenizer", "mlflow.source.git.commit")
     tags = {name: str(value) for name, value in manifest["tags"].items() if name.startswith(names)}
     return tags | ({} if manifest["parent_run_id"] is None else {"lab.parent_run_id": manifest["parent_run_id"]})
 

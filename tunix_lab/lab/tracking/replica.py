@@ -3,6 +3,7 @@
 Every method may be repeated, and may be cut off at any point by a kill or a lost connection.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from tunix_lab.lab.tracking.artifacts import ARTIFACTS, LAST_ARTIFACTS, SAMPLES
 from tunix_lab.lab.tracking.checkpoints import find_checkpoint, log_checkpoint, remove_twin_checkpoints
 from tunix_lab.lab.tracking.cursor import Cursor, nested_under, new_values, save_cursor
 from tunix_lab.lab.tracking.inputs import DIGEST_LIMIT, dataset_inputs, log_base, origin_tags, output_tags, param_text
+from tunix_lab.lab.tracking.rollouts import chosen, read_groups, table_of, table_path, traces_of
 from tunix_lab.lab.tracking.runs import create_run, find_run, remove_twins
 from tunix_lab.lab.tracking.settled import CHECKPOINT, settled_end
 from tunix_lab.lab.tracking.store import Store
@@ -73,6 +75,7 @@ class Replica:
             known = settled_end(self.run_dir, self.cursor.offset, known, events, self.manifest.get("checkpoint_every"))
         self._metrics(known)
         self._artifacts(ARTIFACTS)
+        self._rollouts(events)
         self._nest()
         if self.state.status != "running":
             self._artifacts(LAST_ARTIFACTS)
@@ -247,11 +250,40 @@ class Replica:
             if self.cursor.artifacts.get(name) == signature:
                 continue
             self.client.log_artifact(self.cursor.mlflow_run_id, str(path), folder)
-            if name == SAMPLES:  # makes MLflow offer the file as a table that can be compared across runs
-                tables = json.dumps([{"path": SAMPLES, "type": "table"}])
-                self.client.set_tag(self.cursor.mlflow_run_id, "mlflow.loggedArtifacts", tables)
             self.cursor.artifacts[name] = signature
+            if name == SAMPLES:
+                self._tell_tables()
             self._save()
+
+    def _tell_tables(self) -> None:
+        """Makes MLflow offer samples and rollouts as tables that can be compared across runs."""
+        paths = [SAMPLES] * (SAMPLES in self.cursor.artifacts) + [table_path(path) for path in sorted(self.cursor.rollouts)]
+        tables = json.dumps([{"path": path, "type": "table"} for path in paths])
+        self.client.set_tag(self.cursor.mlflow_run_id, "mlflow.loggedArtifacts", tables)
+
+    def _rollouts(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """A table and a few traces for some of the rollouts that are new, or that a resumed run wrote again."""
+        for event in chosen(events, self.manifest):
+            path = self.run_dir / event["path"]
+            stat = path.stat()
+            signature = f"{stat.st_size} {stat.st_mtime_ns}"
+            if self.cursor.rollouts.get(event["path"]) != signature:
+                self._rollout(event, path)
+                self.cursor.rollouts[event["path"]] = signature
+                self._tell_tables()
+                self._save()
+
+    def _rollout(self, event: Mapping[str, Any], path: Path) -> None:
+        from mlflow.tracing.client import TracingClient
+
+        groups, run_id = read_groups(path), self.cursor.mlflow_run_id
+        self.client.log_text(run_id, table_of(groups), table_path(event["path"]))
+        traces = traces_of(groups, run_id=run_id, experiment_id=self.cursor.experiment_id, t=event["t"])
+        tracing = TracingClient(self.store.uri)
+        with contextlib.suppress(NotImplementedError):  # a server from before spans were kept so has the tables
+            tracing.log_spans(self.cursor.experiment_id, [span for _, spans in traces for span in spans])
+            for info, _ in traces:
+                tracing.start_trace(info)
 
     def _nest(self) -> None:
         """Nests the run under its parent, see `nested_under`, once that is in the store too."""

@@ -1,0 +1,85 @@
+"""Sampled answers as the arrays that training reads.
+
+A batch is a dict of host arrays, one row per answer: prompts are padded on the left, answers on the right, so that the places of
+all answers' tokens agree.
+
+  prompt_ids int32, prompt_mask bool                        [rows, prompt]
+  completion_ids int32, completion_mask bool                [rows, tokens]   the mask is True where a token is real
+  loss_mask bool, advantages float32, sampler_logps float32 [rows, tokens]   a token trains where loss_mask is True
+
+and, where the algorithm has them, old_logps, ref_logps, old_values, returns: float32 [rows, tokens].
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+
+def bucket(length: int, most: int) -> int:
+    """The length to which `length` tokens are padded: few, so that few programs are compiled, and `most` at most.
+
+    Steps of 32 up to 128, then four to each doubling: at most a quarter of a long batch is padding.
+    """
+    step = 32
+    while step * 4 < length:
+        step *= 2
+    return min(most, -(-length // step) * step)
+
+
+def pad(rows: Sequence[np.ndarray], length: int, *, left: bool, dtype: str = "int32") -> tuple[np.ndarray, np.ndarray]:
+    """Rows of different lengths as one array [rows, length], padded with 0, and the mask of what is real."""
+    out, mask = np.zeros((len(rows), length), dtype), np.zeros((len(rows), length), bool)
+    for row, real, given in zip(out, mask, rows, strict=True):
+        place = slice(length - len(given), length) if left else slice(0, len(given))
+        row[place], real[place] = given, True
+    return out, mask
+
+
+def token_batch(
+    prompts: Sequence[np.ndarray],
+    completions: Sequence[np.ndarray],
+    sampler_logps: Sequence[np.ndarray],
+    trained: Sequence[bool],
+    *,
+    max_prompt: int,
+    max_completion: int,
+) -> Batch:
+    """The arrays of answers, trimmed to a bucket that holds the longest of them; advantages are zero.
+
+    Args:
+      prompts: ids int32 [P] of each answer's prompt.
+      completions: ids int32 [T] of each answer.
+      sampler_logps: float32 [T] of each answer's tokens, nats.
+      trained: whether an answer trains anything.
+      max_prompt: tokens of the longest prompt that may come.
+      max_completion: tokens of the longest answer that may come.
+    """
+    prompt_length = bucket(max(map(len, prompts)), max_prompt)
+    length = bucket(max(map(len, completions)), max_completion)
+    prompt_ids, prompt_mask = pad(prompts, prompt_length, left=True)
+    completion_ids, completion_mask = pad(completions, length, left=False)
+    logps, _ = pad(sampler_logps, length, left=False, dtype="float32")
+    return {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": prompt_mask,
+        "completion_ids": completion_ids,
+        "completion_mask": completion_mask,
+        "loss_mask": completion_mask & np.asarray(trained, bool)[:, None],
+        "advantages": np.zeros(completion_ids.shape, np.float32),
+        "sampler_logps": logps,
+    }
+
+
+def rows_of(batch: Mapping[str, np.ndarray], rows: np.ndarray | slice) -> Batch:
+    """Some rows of a batch."""
+    return {name: array[rows] for name, array in batch.items()}
+
+
+def fill_up(batch: Batch, rows: int) -> Batch:
+    """The batch with copies of its last row behind it that train nothing, `rows` in all."""
+    n = len(batch["loss_mask"])
+    filled = rows_of(batch, np.minimum(np.arange(rows), n - 1))
+    filled["loss_mask"] = filled["loss_mask"] & (np.arange(rows) < n)[:, None]
+    return filled
