@@ -1,7 +1,7 @@
 """Measures two sides in turns (A B A B …), each in a process of its own that is kept alive, and says medians of CPU seconds.
 
-CPU seconds (user and system) are compared, not wall time, because machines are shared. Imports and compilation lie outside what is
-timed, unless they are what is measured.
+CPU seconds (user and system) are compared, not wall time, because machines are shared. Imports and compilation lie outside what
+is timed, unless they are what is measured.
 """
 
 import argparse

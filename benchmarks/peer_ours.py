@@ -9,9 +9,17 @@ import shapes
 
 from tunix_lab.distillation.distillation_trainer import DistillationTrainer
 from tunix_lab.distillation.strategies import LogitStrategy
+from tunix_lab.generate.config import CacheConfig
+from tunix_lab.generate.sampler import Sampler
 from tunix_lab.models.adapters import add_lora
 from tunix_lab.models.decoder import Decoder, init_decoder
 from tunix_lab.models.gemma3.config import Gemma3Config
+from tunix_lab.models.sharding import make_mesh
+from tunix_lab.models.value_head import value_model
+from tunix_lab.rl.config import ClusterConfig, GRPOConfig, PPOConfig, RLTrainingConfig, Role, RolloutConfig
+from tunix_lab.rl.grpo.grpo_learner import GRPOLearner
+from tunix_lab.rl.ppo.ppo_learner import PPOLearner
+from tunix_lab.rl.rl_cluster import RLCluster
 from tunix_lab.sft.config import DPOTrainingConfig, TrainingConfig
 from tunix_lab.sft.dpo.dpo_trainer import DPOTrainer
 from tunix_lab.sft.hooks import DataHooks
@@ -92,4 +100,78 @@ def distill(model: str, rows: int, length: int) -> Run:
     return stepping(trainer, batch, 2)
 
 
-JOBS: dict[str, Callable[..., Run]] = {"sft": sft, "lora": lora, "dpo": dpo, "orpo": orpo, "distill": distill}
+def decode(model: str, rows: int, prompt: int, new: int, cache: int, temperature: float, top_p: float | None) -> Run:
+    """`run(n)` answers a batch of prompts n times."""
+    network, config = decoder(model), decoder(model).config
+    sampler = Sampler(network, shapes.Numbers(), CacheConfig(cache, config.num_layers, config.num_kv_heads, config.head_dim))
+    texts = shapes.prompts(0, rows, prompt, config.vocab_size)
+
+    def run(n: int) -> dict[str, int]:
+        made = 0
+        for _ in range(n):
+            out = sampler(texts, new, temperature=temperature, top_p=top_p, seed=0, eos_tokens=[shapes.EOS])
+            made += sum(map(len, out.tokens))
+        return {"tokens": made}
+
+    run(2)
+    return run
+
+
+class Cluster(shapes.Phases, RLCluster):
+    """With the phases timed."""
+
+
+def cluster(model: str, prompt: int, new: int, cache: int, top_p: float | None, stops: list[int], with_critic: bool) -> Cluster:
+    mesh = make_mesh(1, 1)
+    optimizer = optax.adamw(shapes.LEARNING_RATE)
+    return Cluster(
+        actor=decoder(model),
+        reference=decoder(model, 1),
+        critic=value_model(decoder(model, 2)) if with_critic else None,
+        tokenizer=shapes.Numbers(),
+        cluster_config=ClusterConfig(
+            role_to_mesh={role: mesh for role in Role},
+            training_config=RLTrainingConfig(**OPTIONS, max_steps=10**9, actor_optimizer=optimizer, critic_optimizer=optimizer),
+            rollout_config=RolloutConfig(
+                max_prompt_length=prompt,
+                max_tokens_to_generate=new,
+                kv_cache_size=cache,
+                temperature=1.0,
+                top_p=top_p,
+                eos_tokens=stops,
+            ),
+        ),
+    )
+
+
+def learning(learner: Any, prompts: list[str]) -> Run:
+    """`run(n)` makes n steps: sampling, rewards, reference, update."""
+    gate = shapes.Gate({"prompts": prompts}, learner.train)
+
+    def run(n: int) -> dict[str, float]:
+        shapes.phases_of(learner.rl_cluster)
+        gate.run(n)
+        return shapes.phases_of(learner.rl_cluster)
+
+    learner.rl_cluster.taken = {}
+    run(2)
+    return run
+
+
+def grpo(
+    model: str, rows: int, answers: int, prompt: int, new: int, cache: int, top_p: float | None, mean_length: float | None
+) -> Run:
+    vocab_size = shapes.MODELS[model]["vocab_size"]
+    made = cluster(model, prompt, new, cache, top_p, shapes.stop_ids(mean_length, vocab_size), with_critic=False)
+    return learning(
+        GRPOLearner(made, GRPOConfig(num_generations=answers), shapes.reward), shapes.prompts(0, rows, prompt, vocab_size)
+    )
+
+
+def ppo(model: str, rows: int, prompt: int, new: int, cache: int, top_p: float | None, mean_length: float | None) -> Run:
+    vocab_size = shapes.MODELS[model]["vocab_size"]
+    made = cluster(model, prompt, new, cache, top_p, shapes.stop_ids(mean_length, vocab_size), with_critic=True)
+    return learning(PPOLearner(made, PPOConfig(), shapes.reward), shapes.prompts(0, rows, prompt, vocab_size))
+
+
+JOBS: dict[str, Callable[..., Run]] = {job.__name__: job for job in (sft, lora, dpo, orpo, distill, decode, grpo, ppo)}

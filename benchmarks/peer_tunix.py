@@ -1,16 +1,22 @@
-"""The work of the comparisons, done by google-tunix, with the settings that it recommends (`cache_nnx_graph`); see `peer_ours`."""
+"""The work of the comparisons, done by google-tunix with the settings that it recommends (`cache_nnx_graph`); see `peer_ours`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import qwix
 import shapes
 from flax import nnx
 from tunix.distillation import distillation_trainer, strategies
+from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.models.gemma3 import model as gemma3
+from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
+from tunix.rl.ppo.ppo_learner import PPOConfig, PPOLearner
+from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
+from tunix.rl.rollout.base_rollout import RolloutConfig
 from tunix.sft import hooks, peft_trainer, utils
 from tunix.sft.dpo import dpo_trainer
 
@@ -18,7 +24,7 @@ Run = Callable[[int], dict[str, Any] | None]
 OPTIONS = {"eval_every_n_steps": 10**9}
 
 
-def transformer(model: str, seed: int = 0) -> gemma3.Gemma3:
+def transformer(model: str, seed: int = 0, kind: type[gemma3.Gemma3] = gemma3.Gemma3) -> gemma3.Gemma3:
     shape = dict(shapes.MODELS[model])
     config = gemma3.ModelConfig(
         num_embed=shape.pop("vocab_size"),
@@ -28,7 +34,7 @@ def transformer(model: str, seed: int = 0) -> gemma3.Gemma3:
         param_dtype=jnp.float32,
         **shape,
     )
-    network = gemma3.Gemma3(config, rngs=nnx.Rngs(params=seed))
+    network = kind(config, rngs=nnx.Rngs(params=seed))
     # It starts its feed-forward layers at zero, to be loaded over; here they get numbers, as trained ones have.
     for layer in network.layers:
         for i, linear in enumerate((layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj)):
@@ -132,4 +138,94 @@ def distill(model: str, rows: int, length: int) -> Run:
     return stepping(trainer, batch, 2)
 
 
-JOBS: dict[str, Callable[..., Run]] = {"sft": sft, "lora": lora, "dpo": dpo, "orpo": orpo, "distill": distill}
+def decode(model: str, rows: int, prompt: int, new: int, cache: int, temperature: float, top_p: float | None) -> Run:
+    """`run(n)` answers a batch of prompts n times. Without a top-p it takes the likeliest tokens, whatever the temperature."""
+    network = transformer(model)
+    shape = network.config
+    sampler = Sampler(network, shapes.Numbers(), CacheConfig(cache, shape.num_layers, shape.num_kv_heads, shape.head_dim))
+    texts = shapes.prompts(0, rows, prompt, shape.num_embed)
+    choice = {"temperature": temperature, "top_p": 1.0 if top_p is None else top_p} if temperature else {}
+
+    def run(n: int) -> dict[str, int]:
+        made = 0
+        for _ in range(n):
+            out = sampler(texts, new, max_prompt_length=prompt, seed=0, eos_tokens=[shapes.EOS], **choice)
+            made += sum(map(len, out.tokens))
+        return {"tokens": made}
+
+    run(2)
+    return run
+
+
+class Critic(gemma3.Gemma3):
+    """A critic on its decoder: its own helper replaces an `lm_head`, which a decoder with tied embeddings does not have."""
+
+    def __init__(self, config: gemma3.ModelConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.score = nnx.Linear(config.embed_dim, 1, use_bias=False, rngs=rngs)
+
+    def __call__(self, tokens, positions=None, cache=None, attention_mask=None, segment_ids=None):
+        x = self.embedder.encode(tokens)
+        for layer in self.layers:
+            _, x = layer(x, positions, None, attention_mask)
+        return self.score(self.final_norm(x)), None
+
+
+class Cluster(shapes.Phases, RLCluster):
+    """With the phases timed."""
+
+
+def cluster(model: str, prompt: int, new: int, cache: int, top_p: float | None, stops: list[int], with_critic: bool) -> Cluster:
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 1), ("fsdp", "tp"))
+    optimizer = optax.adamw(shapes.LEARNING_RATE)
+    return Cluster(
+        actor=transformer(model),
+        reference=transformer(model, 1),
+        critic=transformer(model, 2, Critic) if with_critic else None,
+        tokenizer=shapes.Numbers(),
+        cluster_config=ClusterConfig(
+            role_to_mesh={role: mesh for role in Role},
+            training_config=RLTrainingConfig(**OPTIONS, max_steps=10**9, actor_optimizer=optimizer, critic_optimizer=optimizer),
+            rollout_config=RolloutConfig(
+                max_prompt_length=prompt,
+                max_tokens_to_generate=new,
+                kv_cache_size=cache,
+                temperature=1.0,
+                top_p=1.0 if top_p is None else top_p,
+                eos_tokens=stops,
+            ),
+        ),
+    )
+
+
+def learning(learner: Any, prompts: list[str]) -> Run:
+    """`run(n)` makes n steps: sampling, rewards, reference, update."""
+    gate = shapes.Gate({"prompts": np.array(prompts)}, learner.train)
+
+    def run(n: int) -> dict[str, float]:
+        shapes.phases_of(learner.rl_cluster)
+        gate.run(n)
+        return shapes.phases_of(learner.rl_cluster)
+
+    learner.rl_cluster.taken = {}
+    run(2)
+    return run
+
+
+def grpo(
+    model: str, rows: int, answers: int, prompt: int, new: int, cache: int, top_p: float | None, mean_length: float | None
+) -> Run:
+    vocab_size = shapes.MODELS[model]["vocab_size"]
+    made = cluster(model, prompt, new, cache, top_p, shapes.stop_ids(mean_length, vocab_size), with_critic=False)
+    return learning(
+        GRPOLearner(made, GRPOConfig(num_generations=answers), shapes.reward), shapes.prompts(0, rows, prompt, vocab_size)
+    )
+
+
+def ppo(model: str, rows: int, prompt: int, new: int, cache: int, top_p: float | None, mean_length: float | None) -> Run:
+    vocab_size = shapes.MODELS[model]["vocab_size"]
+    made = cluster(model, prompt, new, cache, top_p, shapes.stop_ids(mean_length, vocab_size), with_critic=True)
+    return learning(PPOLearner(made, PPOConfig(), shapes.reward), shapes.prompts(0, rows, prompt, vocab_size))
+
+
+JOBS: dict[str, Callable[..., Run]] = {job.__name__: job for job in (sft, lora, dpo, orpo, distill, decode, grpo, ppo)}

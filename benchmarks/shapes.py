@@ -1,5 +1,11 @@
 """The models, batches and prompts that both sides get; numbers and text alone, so that either side's Python can read them."""
 
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 
 # Gemma 3's architecture, small, with a vocabulary of 32,768: its head dominates, as in real models of a billion parameters.
@@ -76,3 +82,79 @@ class Numbers:
 
     def pad_id(self) -> int:
         return PAD
+
+
+def reward(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
+    """Between 0 and 9, different from answer to answer, and quick."""
+    return [float(sum(map(ord, text)) % 10) for text in completions]
+
+
+def stop_ids(mean_length: float | None, vocab_size: int) -> list[int]:
+    """Ids that end an answer: only EOS, or so many that answers of random tokens have this mean length (geometric)."""
+    return [EOS] if mean_length is None else list(range(EOS, EOS + round(vocab_size / mean_length)))
+
+
+class Gate:
+    """Batches of prompts for a learner that runs in a thread of its own, let through as `run(n)` asks for them.
+
+    A learner asks for the next batch when it is done with the one before: so `run` returns when n steps are made.
+    """
+
+    def __init__(self, batch: dict[str, Any], train: Callable[["Gate"], None]):
+        """Starts `train(self)`."""
+        self._batch = batch
+        self._may_go, self._is_idle = threading.Semaphore(0), threading.Semaphore(0)
+        self._failure: BaseException | None = None
+        threading.Thread(target=self._train, args=(train,), daemon=True).start()
+        self._wait()
+
+    def _train(self, train: Callable[["Gate"], None]) -> None:
+        try:
+            train(self)
+        except BaseException as error:
+            self._failure = error
+        self._is_idle.release()
+
+    def _wait(self) -> None:
+        self._is_idle.acquire()
+        if self._failure is not None:
+            raise self._failure
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        self._is_idle.release()
+        self._may_go.acquire()
+        return dict(self._batch)
+
+    def run(self, n: int) -> None:
+        for _ in range(n):
+            self._may_go.release()
+            self._wait()
+
+
+class Phases:
+    """Mixin of a cluster: CPU seconds of sampling and of the reference's log-probabilities; the rest of a step is training."""
+
+    taken: dict[str, float]
+
+    def _timed(self, phase: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        began = time.process_time()
+        try:
+            return function(*args, **options)
+        finally:
+            self.taken[phase] += time.process_time() - began
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        return self._timed("rollout", super().generate, *args, **options)
+
+    def get_ref_per_token_logps(self, *args: Any, **options: Any) -> Any:
+        return self._timed("reference", super().get_ref_per_token_logps, *args, **options)
+
+
+def phases_of(cluster: Phases) -> dict[str, float]:
+    """What was taken since the last call."""
+    taken = {f"{name}_cpu_s": seconds for name, seconds in cluster.taken.items()}
+    cluster.taken = defaultdict(float)
+    return taken

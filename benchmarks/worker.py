@@ -1,7 +1,7 @@
 """One side of a comparison, in a process that lives as long as the comparison: reads a request a line, writes an answer a line.
 
-Started by `harness.Worker` with the name of the peer's module. Requests: {"prepare": job, "options": {…}} builds a job and runs it
-as often as compiles everything; {"run": n} times n units of it; {"memory": true} asks for the peak since the module was imported.
+Started by `harness.Worker` with the name of the peer's module. Requests: {"prepare": job, "options": {…}} builds a job and runs
+it until everything is compiled; {"run": n} times n units of it; {"memory": true} asks for the peak since the module was imported.
 """
 
 import importlib

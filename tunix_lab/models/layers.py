@@ -60,7 +60,7 @@ class Einsum(nnx.Module):
         return "".join(x for x in letters if x not in out), "".join(x for x in letters if x in out)
 
     def __call__(self, x: Float[Array, "batch seq *features"]) -> Float[Array, "..."]:
-        # Rows and positions as one axis: with two, XLA on a CPU writes the gradient's operand transposed, at several times the cost.
+        # Rows and positions as one axis: with two, XLA on a CPU transposes what the weight's gradient is made of, at a high cost.
         rows, positions, *_ = self.equation
         at = self.equation.split("->")[1].index(rows)
         equation = self.equation.replace(rows + positions, positions)
