@@ -4,8 +4,8 @@
     python benchmarks/reinforcement.py grpo grpo_spread --rounds 3
 
 GRPO: 4 prompts of 64 tokens, 4 answers each; PPO: 16 prompts, one answer each. Answers have 64 tokens; in `…_spread` up to 128
-and 37 on average, as chance ends them. `…_cache` configures the cache for 1,024 positions. The rest of a step is training, rewards
-and what is done on the host.
+and 37 on average, as chance ends them. `…_cache` configures the cache for 1,024 positions. The rest of a step is training,
+rewards and what is done on the host.
 """
 
 from harness import arguments, compared, in_turns, say, workers

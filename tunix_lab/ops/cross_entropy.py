@@ -45,7 +45,9 @@ def head_cross_entropy(
     """
     if jax.default_backend() != "cpu":
         return cross_entropy(token_logps(hidden, head, targets, softcap=softcap), mask)
-    size = max(1, logits_at_once // (targets.shape[0] * head.shape[0]))
+    batch, length = targets.shape
+    most = max(1, logits_at_once // (batch * head.shape[0]))
+    size = -(-length // -(-length // most))  # slices as equal as can be, so that little is filled up
     hidden = jnp.where(mask[..., None], hidden, 0)
     return WeightedMean(_total(size, softcap, hidden, head, targets, mask), mask.sum().astype(jnp.float32))
 
