@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tunix_lab.generate.config import CacheConfig
-from tunix_lab.generate.sampler import Sampler
 from tunix_lab.models.adapters import add_lora
 from tunix_lab.models.sharding import make_mesh, place_model
 
@@ -22,14 +20,9 @@ def model(tiny_decoder):
     return tiny_decoder(seed=1)
 
 
-def make_sampler(model, tokenizer, cache_size=96):
-    config = model.config
-    return Sampler(model, tokenizer, CacheConfig(cache_size, config.num_layers, config.num_kv_heads, config.head_dim))
-
-
 @pytest.fixture(scope="module")
-def sampler(model, word_tokenizer):
-    return make_sampler(model, word_tokenizer)
+def sampler(model, make_sampler):
+    return make_sampler(model)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +48,24 @@ def same(row, other):
     assert out.finish_reason[i] == other_out.finish_reason[j] and out.text[i] == other_out.text[j]
 
 
-def test_a_model_with_adapters_is_sampled(model, greedy, word_tokenizer):
+def test_a_model_with_adapters_is_sampled(model, greedy, make_sampler):
     """As runs do while they train; fresh adapters change nothing."""
     adapted = add_lora(model, rank=2, alpha=4.0, targets=".*q_einsum|.*gate_proj", seed=0)
-    out = make_sampler(adapted, word_tokenizer).generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER)
+    sampler = make_sampler(adapted)
+    out = sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER)
     for i in range(len(PROMPTS)):
         same((out, i), (greedy, i))
+    assert sampler.beam_search_tokens(PROMPTS[:1], 3, 2, stop_ids=NEVER).lengths.tolist() == [3]
+
+
+def test_a_quantized_model_with_adapters_is_sampled(model, make_sampler, run_model):
+    """Its log-probabilities are its own, not those of the weights that were quantized."""
+    adapted = add_lora(model, rank=2, alpha=4.0, targets=".*gate_proj", seed=0, weight_qtype="int8", tile_size=None)
+    out = make_sampler(adapted).generate_tokens(PROMPTS[:1], BUDGET, stop_ids=NEVER)
+    logps = full_logps(run_model, adapted, PROMPTS[0], out.tokens[0])[np.arange(BUDGET), out.tokens[0]]
+    np.testing.assert_allclose(out.logprobs[0], logps, rtol=1e-4, atol=1e-4)
+    plain = full_logps(run_model, model, PROMPTS[0], out.tokens[0])[np.arange(BUDGET), out.tokens[0]]
+    assert np.abs(plain - logps).max() > 1e-3
 
 
 def test_greedy_takes_the_most_probable_token(greedy, model, run_model):
@@ -159,15 +164,15 @@ def test_budget(sampler, greedy, budget):
     assert [tokens[:BUDGET].tolist() for tokens in out.tokens] == [tokens[:budget].tolist() for tokens in greedy.tokens]
 
 
-def test_no_recompile(model, word_tokenizer):
+def test_no_recompile(sampler, sampled, compiled):
     """Temperature and its kin, stop ids, seeds, budgets and lengths within a bucket are values, not shapes."""
-    sampler = make_sampler(model, word_tokenizer)
-    sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=[1])
     for settings in ({}, {"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.5}, {"temperature": 1.3, "top_k": 9, "top_p": 0.9}):
-        sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=[7], **settings)
+        sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=[7, 3], **settings)
     sampler.generate_tokens(PROMPTS[1:], 3, stop_ids=[1], seed=9)
     sampler.generate_tokens([[2] * n for n in (16, 1, 9, 4)], 16, stop_ids=[1])
-    assert sampler._generate._cache_size() == 1
+    assert compiled == []
+    sampler.generate_tokens(PROMPTS, 40, stop_ids=[1])  # in larger buckets: the count would show it
+    assert compiled != []
 
 
 def test_strings(sampler, word_tokenizer):
@@ -182,7 +187,7 @@ def test_strings(sampler, word_tokenizer):
     assert sampler("d", BUDGET, temperature=0.0, eos_tokens=NEVER).text == out.text[1:]
 
 
-def test_single_bos(sampler, word_tokenizer, model):
+def test_single_bos(sampler, word_tokenizer, model, make_sampler):
     for text in ("a", "<bos> a", "<bos> <bos> a"):
         assert sampler.tokenize(text).tolist() == [2, 5]
     without = make_sampler(model, type(word_tokenizer)(bos_id=None))
@@ -191,7 +196,7 @@ def test_single_bos(sampler, word_tokenizer, model):
     assert zero.tokenize("a").tolist() == [0, 5]  # an id of 0 is an id
 
 
-def test_eos_of_the_tokenizer_stops_by_default(model, word_tokenizer, sampled):
+def test_eos_of_the_tokenizer_stops_by_default(model, word_tokenizer, sampled, make_sampler):
     eos = first_seen(sampled.tokens[0], 3)
     out = make_sampler(model, type(word_tokenizer)(eos_id=eos))("c z", BUDGET, **NUCLEUS)  # PROMPTS[0] as text
     np.testing.assert_array_equal(out.tokens[0], sampled.tokens[0][: len(out.tokens[0])])
@@ -202,28 +207,91 @@ def test_bos_alone_is_a_prompt(sampler):
     assert len(sampler("", 3, temperature=0.0, eos_tokens=NEVER).tokens[0]) == 3
 
 
-def test_other_weights_without_compiling(model, tiny_decoder, word_tokenizer, greedy):
-    sampler = make_sampler(tiny_decoder(seed=9), word_tokenizer)
+def test_other_weights_without_compiling(model, tiny_decoder, make_sampler, greedy, compiled):
+    sampler = make_sampler(tiny_decoder(seed=9))
     before = sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER)
     assert not np.array_equal(before.tokens[0], greedy.tokens[0])
-    compiled = sampler._generate._cache_size()
+    compiled.clear()
     sampler.transformer_state = nnx.state(model)
+    after = sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER)
+    assert compiled == []
     for i in range(4):
-        same((sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER), i), (greedy, i))
-    assert sampler._generate._cache_size() == compiled
+        same((after, i), (greedy, i))
     jax.tree.map(np.testing.assert_array_equal, nnx.state(sampler.transformer), nnx.state(model))
 
 
-def test_on_a_mesh(tiny_decoder, word_tokenizer, greedy):
+def test_on_a_mesh(tiny_decoder, make_sampler, greedy, compiled):
     """Two rows on four "fsdp" devices: filling rows make them four."""
     model = tiny_decoder(seed=1)
     place_model(model, make_mesh(4, 2))
-    out = make_sampler(model, word_tokenizer).generate_tokens(PROMPTS[:2], BUDGET, stop_ids=NEVER)
+    sampler = make_sampler(model)
+    out = sampler.generate_tokens(PROMPTS[:2], BUDGET, stop_ids=NEVER)
     for i in range(2):
         same((out, i), (greedy, i))
+    compiled.clear()
+    sampler.generate_tokens(PROMPTS[1:3], BUDGET, stop_ids=NEVER)
+    assert compiled == []  # what one program leaves, the other takes as it lies
 
 
-def test_what_does_not_fit_is_refused(sampler, model, word_tokenizer):
+def test_many_rows_on_a_mesh(tiny_decoder, make_sampler, sampler):
+    """Groups, a queue, and a cache that is refilled, where rows lie on four devices."""
+    model = tiny_decoder(seed=1)
+    place_model(model, make_mesh(4, 2))
+    options = {"stop_ids": [5, 9], "num_generations": 3, **NUCLEUS}
+    out = make_sampler(model).generate_tokens(PROMPTS, BUDGET, max_rows=4, **options)
+    expected = sampler.generate_tokens(PROMPTS, BUDGET, **options)
+    for i in range(12):
+        same((out, i), (expected, i))
+
+
+def test_another_models_weights_are_refused(sampler, tiny_decoder, model):
+    with pytest.raises(ValueError, match=r"\d variables differ: .*input_embedding.* is float32\[65, 16\], not float32\[64, 16\]"):
+        sampler.transformer_state = nnx.state(tiny_decoder(vocab_size=65))
+    with pytest.raises(ValueError, match=r"lora_a.* is float32\[16, 2\], not there"):
+        sampler.transformer_state = nnx.state(add_lora(model, rank=2, alpha=4.0, targets=".*gate_proj", seed=0))
+
+
+def test_forbidden_tokens(sampler, sampled, model, run_model):
+    """What was drawn before is never drawn; log-probabilities are those without the rule."""
+    forbidden = sorted({int(token) for tokens in sampled.tokens for token in tokens})
+    for settings in (NUCLEUS, {}):
+        out = sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=NEVER, forbidden_tokens=forbidden, **settings)
+        assert not np.isin(np.concatenate(out.tokens), forbidden).any()
+        logps = full_logps(run_model, model, PROMPTS[0], out.tokens[0])
+        np.testing.assert_allclose(out.logprobs[0], logps[np.arange(BUDGET), out.tokens[0]], rtol=1e-4, atol=1e-4)
+    allowed = np.delete(np.arange(64), forbidden)
+    np.testing.assert_array_equal(out.tokens[0], allowed[logps[:, allowed].argmax(-1)])
+
+
+def test_logits(sampler, sampled, model, run_model):
+    """Of every token that was drawn, as the model gives them."""
+    assert sampled.logits is None
+    out = sampler.generate_tokens(PROMPTS, BUDGET, stop_ids=[int(sampled.tokens[0][3])], return_logits=True, **NUCLEUS)
+    for prompt, tokens, logits in zip(PROMPTS, out.tokens, out.logits, strict=True):
+        assert logits.shape == (len(tokens), 64)
+        logps = np.asarray(logits, np.float64) - np.log(np.exp(np.asarray(logits, np.float64)).sum(-1, keepdims=True))
+        np.testing.assert_allclose(logps, full_logps(run_model, model, prompt, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_padded_output(sampler):
+    free = sampler(["a b c", "d"], 4, temperature=0.0, eos_tokens=NEVER)
+    stop = [int(free.tokens[0][1])]
+    plain = sampler(["a b c", "d"], 4, temperature=0.0, eos_tokens=stop)
+    options = {"pad_output": True, "return_logits": True, "max_prompt_length": 6}
+    out = sampler(["a b c", "d"], 4, temperature=0.0, eos_tokens=stop, **options)
+    assert plain.lengths[0] < 4
+    np.testing.assert_array_equal(out.lengths, [len(tokens) for tokens in plain.tokens])
+    for i, n in enumerate(out.lengths):
+        assert out.tokens[i].shape == out.logprobs[i].shape == (4,) and out.logits[i].shape == (4, 64)
+        np.testing.assert_array_equal(out.tokens[i], [*plain.tokens[i], *[0] * (4 - n)])
+        assert not out.logprobs[i][n:].any() and not out.logits[i][n:].any()
+    assert out.padded_prompt_tokens.tolist() == [[0, 0, 2, 5, 6, 7], [0, 0, 0, 0, 2, 8]]
+    assert plain.padded_prompt_tokens.tolist() == [[2, 5, 6, 7], [0, 0, 2, 8]]
+    with pytest.raises(ValueError, match="a prompt has 4 tokens, more than max_prompt_length 3"):
+        sampler("a b c", 4, max_prompt_length=3)
+
+
+def test_what_does_not_fit_is_refused(sampler):
     with pytest.raises(ValueError, match="a prompt of 8 tokens and 89 new ones do not fit a cache of 96"):
         sampler.generate_tokens(PROMPTS, 89, stop_ids=[1])
     with pytest.raises(ValueError, match="a prompt has no tokens"):

@@ -13,7 +13,7 @@ from tunix_lab.cli.compare import compare as command
 from tunix_lab.errors import UserError
 from tunix_lab.lab.pages.compare import compare, mean
 from tunix_lab.lab.pages.compare_page import cell_text, write_comparison
-from tunix_lab.lab.pages.headline import duration, number, size
+from tunix_lab.lab.pages.headline import duration, is_reward, number, size
 from tunix_lab.lab.pages.run_view import read_run
 from tunix_lab.lab.record.journal import Journal
 
@@ -72,6 +72,27 @@ def test_last_and_best_as_the_run_says_which_way_is_better(run):
     assert math.isnan(second.last.value) and second.best is None and not second.leads
     c = run("c", lines, primary_metric="eval/x", higher_is_better=False)
     assert compare([c]).metrics["eval/x"][0].best.value == 1.0
+
+
+def test_runs_that_sample_are_compared_by_rewards(run):
+    """More reward is better, whatever function it is by; of its spread, and of the rewards inside DPO's loss, nobody says so."""
+    names = (
+        "eval/reward",
+        "train/reward",
+        "eval/reward_shape",
+        "train/kl",
+        "train/reward_std",
+        "eval/chosen_reward",
+        "train/loss",
+    )
+    worse, better = (run(name, [(1, dict.fromkeys((*names, "eval/loss"), value))]) for name, value in (("a", 0.25), ("b", 0.5)))
+    found = compare([worse, better]).metrics
+    assert list(found)[:3] == ["train/reward", "train/kl", "train/loss"]
+    assert {name for name, cells in found.items() if cells[1].leads} == {"eval/reward", "train/reward", "eval/reward_shape"}
+    assert "eval/loss" not in found  # minus the reward
+    assert [name for name in names if is_reward(name)] == ["eval/reward", "train/reward", "eval/reward_shape"]
+    alone = compare([run("c", [(1, {"train/kl": 0.5, "train/loss": 1.0})])]).metrics
+    assert list(alone) == ["train/loss"]  # the divergence of a distillation
 
 
 def test_nobody_knows_which_way_an_unknown_metric_is_better(run):

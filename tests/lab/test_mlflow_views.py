@@ -38,6 +38,8 @@ STATE_KEYS = {
         ("sft", ["1 · eval", "2 · training", "3 · performance"]),
         ("dpo", ["1 · eval", "2 · training", "3 · preference", "4 · performance"]),
         ("orpo", ["1 · eval", "2 · training", "3 · preference", "4 · performance"]),
+        ("grpo", ["1 · reward", "2 · policy", "3 · answers", "4 · training", "5 · performance"]),
+        ("ppo", ["1 · reward", "2 · policy", "3 · answers", "4 · critic", "5 · training", "6 · performance"]),
     ],
 )
 def test_the_state_has_the_keys_the_ui_reads(algorithm, sections):
@@ -61,6 +63,11 @@ def test_a_view_fits_into_a_tag_and_says_what_is_best():
         assert len(value) < TAG_LIMIT
     assert json.loads(tags["mlflow.sharedViewState.lab-dpo-table"])["orderByAsc"] is False
     assert tags["mlflow.experiment.primaryMetric.greaterIsBetter"] == "True"
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_view_of_rollouts_fits_into_a_tag(algorithm):
+    assert all(len(value) < TAG_LIMIT for value in experiment_tags(algorithm, "eval/reward", True, "3.17.2").values())
 
 
 def test_evaluations_have_a_table_of_their_own():

@@ -14,6 +14,7 @@ from tunix_lab.errors import UserError
 from tunix_lab.lab.build import build_data
 from tunix_lab.lab.datasets import load_dataset
 from tunix_lab.lab.prompt_batches import PromptEvalBatches, PromptTrainBatches
+from tunix_lab.lab.prompts import sample_prompts
 from tunix_lab.spec import ExperimentSpec
 
 ROWS = [{"prompt": f"{i} + {i}", "answer": str(2 * i), **({"hard": i > 5} if i else {})} for i in range(10)]
@@ -164,3 +165,14 @@ def test_the_data_of_a_run(home, tokenizer, tmp_path):
         assert [prompt.text for prompt in data.prompts] == ["0 + 0", "1 + 1", "2 + 2"]
         assert data.prompts[1].reference == "2"
     assert len(list((tmp_path / "cache").iterdir())) == 2  # a split each
+
+
+def test_samples_are_of_the_prompt_whatever_else_a_row_has(home, tokenizer):
+    """A column named like those of other kinds of data is one for rewards."""
+    row = {"prompt": "3 + 3", "text": "not the prompt", "messages": [{"role": "user", "content": "nor this"}], "answer": 6}
+    (home / "f.jsonl").write_text(json.dumps(row) + "\n")
+    spec = spec_of(samples={"every": 3, "count": 1}, every=3, train="f.jsonl", validation="f.jsonl")
+    for named in (spec, spec.model_copy(update={"samples": spec.samples.model_copy(update={"prompts": "f.jsonl"})})):
+        [prompt] = sample_prompts(named, home, load_dataset(named, home, "validation", tokenizer), tokenizer)
+        assert (prompt.text, prompt.reference) == ("3 + 3", "6")
+        assert prompt.ids.tolist() == render_prompt(tokenizer, "3 + 3").tolist()

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import typer
+from hand_made_rollouts import PROMPTS, rollout
 from typer.testing import CliRunner
 
 from tunix_lab.cli.report import report
@@ -19,6 +20,7 @@ from tunix_lab.lab.pages.run_view import Curve, read_run
 from tunix_lab.lab.pages.timings import read_timings
 from tunix_lab.lab.pages.verdict import verdict, warnings
 from tunix_lab.lab.record.journal import Journal
+from tunix_lab.lab.record.trajectories import record_trajectories
 
 EVIL = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>'
 T0 = 1_800_000_000_000
@@ -208,6 +210,43 @@ def test_a_directory_with_state_alone_and_one_with_the_latest_samples_alone(make
     (run_dir / "samples/latest.json").write_text(json.dumps(table))
     page = page_of(run_dir)
     assert "Who?" in page.text and "step 7" in page.text
+
+
+def sample(journal):
+    """Three updates of reinforcement learning; in the last rollout the answers to the second prompt differ more."""
+    for step in (1, 2, 3):
+        names = ("reward", "kl", "entropy", "answer_tokens", "frac_zero_std_groups", "clip_fraction", "loss", "reward_std")
+        journal.metrics(step, {f"train/{name}": step / 10 for name in names})
+        journal.metrics(step, {"eval/reward": 0.1 * step, "eval/reward_exact_match": 0.05, "eval/loss": 0.1 * step})
+    record_trajectories(journal, rollout(0))
+    last = {"reward": [1.5, 1.25, -2.0, 1.0], "completions": ["2", EVIL, "6", "It is 5"]}
+    record_trajectories(journal, rollout(2, **last))
+    record_trajectories(journal, rollout(3, "eval"))
+
+
+def test_a_run_that_samples_shows_its_rewards_and_answers(make_run):
+    run_dir = make_run(algorithm="grpo", primary_metric="eval/reward")
+    with Journal.open(run_dir) as journal:
+        sample(journal)
+    page = page_of(run_dir)
+    tiles = re.search(r"eval/reward 0\.3 (.*?) Curves", page.text)[1]
+    assert tiles.startswith("train/reward 0.3 train/kl 0.3 train/entropy 0.3")
+    drawn = [value for name, value in page.attributes if name == "aria-label"]
+    assert drawn[:6] == ["reward", "kl", "entropy", "answer_tokens", "frac_zero_std_groups", "clip_fraction"]
+    told = page.text[page.text.index("Sampled answers") :]
+    assert "2 prompts of the last rollout of training, at step 2; 4 answers in all" in told
+    first, second = told.index(PROMPTS[1]), told.index(PROMPTS[0])
+    assert first < second and "exact_match 1, shape 0, cut off, trains nothing 1 It is 5" in told[first:second]
+    assert "script" not in page.tags and EVIL in told and "Other events" not in page.text
+    assert "eval/loss was lowest" not in page.text  # minus the reward
+
+
+def test_rollouts_that_cannot_be_read_are_told(make_run):
+    run_dir = make_run(algorithm="grpo")
+    with Journal.open(run_dir) as journal:
+        record_trajectories(journal, rollout(4)).write_bytes(b"PAR1")
+    page = page_of(run_dir)
+    assert "trajectories/train-000004.parquet: cannot be read as trajectories" in page.text and "Sampled answers" not in page.text
 
 
 def test_what_a_run_survived_is_told(make_run):

@@ -52,6 +52,12 @@ def test_runs_shows_status_and_headline_metrics(invoke, make_run, train):
     assert oldest == ["sft_nano-20261123-070000-aaaa", "failed", "10", "0:00", "train/loss", "0.1"]
 
 
+def test_a_run_that_samples_is_told_by_its_rewards(invoke, make_run):
+    with Journal.open(make_run("grpo_nano-20261123-080000-3a61", algorithm="grpo", primary_metric="eval/reward")) as journal:
+        journal.metrics(50, {"train/reward": 0.25, "train/loss": 0.0, "eval/loss": -0.5, "eval/reward": 0.5})
+    assert invoke("runs").splitlines()[1].split()[4:] == ["eval/reward", "0.5", "train/reward", "0.25"]
+
+
 def test_runs_for_programs(invoke, make_run, train):
     train(make_run())
     [row] = json.loads(invoke("runs", "--json"))

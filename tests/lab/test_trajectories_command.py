@@ -155,6 +155,12 @@ def test_a_reward_of_the_run_says_the_same_again(invoke):
     assert "mean reward 0.375 before, 0.375 now; 0 answers differ" in shown
 
 
+def test_a_reward_of_the_same_name_takes_the_place_of_the_runs_own(invoke, tmp_path):
+    """With its weight: 0.5 x 1 for every answer, against the 0.5, 0.5, 0.5 and 0 that the run gave as `shape`."""
+    (tmp_path / "newer_rewards.py").write_text("def shape(prompts, completions, **c): return [1.0 for _ in completions]")
+    assert "mean reward 0.375 before, 0.5 now; 1 answers differ" in invoke(RUN, "--reward", "newer_rewards:shape")
+
+
 def test_another_reward_is_compared_with_the_whole(invoke, tmp_path):
     (tmp_path / "other_rewards.py").write_text(
         "def words(prompts, completions, **c): return [float(len(x.split())) for x in completions]"

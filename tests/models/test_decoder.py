@@ -100,7 +100,23 @@ def test_cache_decode_equals_full_forward(model, tokens, logits, run_model, pad)
         position = np.full((2, 1), t - pad)
         out, cache = run_model(model, padded[:, t : t + 1], positions=position, cache=cache, mask=mask)
         np.testing.assert_allclose(out[:, 0], logits[:, t - pad], rtol=1e-4, atol=1e-4)
-    assert int(cache["layer_0"]["end_index"]) == prompt + 5
+    assert cache["layer_0"]["end_index"].tolist() == [prompt + 5] * 2
+
+
+def test_rows_of_a_cache_end_where_they_end(model, tokens, logits, run_model):
+    """Prompts of 6 and 3 tokens side by side, padded behind; each step writes every row's next slot, its window counts slots."""
+    config, slots, ends = model.config, 16, np.array([6, 3])
+    cache = init_cache(CacheConfig(slots, config.num_layers, config.num_kv_heads, config.head_dim), 2, slots, "float32")
+    padded = np.where(np.arange(6) < ends[:, None], tokens[:, :6], 9)
+    out, cache = run_model(model, padded, cache=cache)
+    for row in range(2):
+        np.testing.assert_allclose(out[row, : ends[row]], logits[row, : ends[row]], rtol=1e-4, atol=1e-4)
+    for step in range(5):
+        at = ends + step
+        cache = {name: layer | {"end_index": jnp.asarray(at)} for name, layer in cache.items()}
+        mask = np.arange(slots) <= at[:, None, None]
+        out, cache = run_model(model, tokens[[0, 1], at][:, None], positions=at[:, None], cache=cache, mask=mask)
+        np.testing.assert_allclose(out[:, 0], logits[[0, 1], at], rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_activations_and_float32_logits(tiny_decoder, tokens, run_model):

@@ -74,6 +74,18 @@ def test_terminator_trained(make_grpo, prompts, word_tokenizer):
         assert len(t.advantages[i]) == len(t.completion_ids[i]) == len(t.trainer_logps[i]) == len(t.sampler_logps[i])
 
 
+def test_token_in_token_out(make_grpo, prompts):
+    """What was sampled is trained, though its text could not be tokenized again: most ids are no letter."""
+    options, kept = record({})
+    learner = make_grpo(learner=options, max_steps=1)
+    learner.train(prompts())
+    [t], batch = kept, learner._untold_batch
+    assert any("<" in text for text in t.completions)
+    for i, sampled in enumerate(t.completion_ids):
+        np.testing.assert_array_equal(batch["completion_ids"][i][batch["completion_mask"][i]], sampled)
+        np.testing.assert_array_equal(batch["prompt_ids"][i][batch["prompt_mask"][i]], t.prompt_ids[i])
+
+
 # ---- rollouts ------------------------------------------------------------------------------------------------------------
 
 
@@ -362,7 +374,12 @@ def test_names_of_the_original_library(config, expected):
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"algo_variant": "ppo"}, "algo_variant must be"), ({"num_generations": 1}, "num_generations must be greater than 1")],
+    [
+        ({"algo_variant": "ppo"}, "GRPOConfig.algo_variant must be one of 'grpo', 'gspo', 'gspo-token', got 'ppo'"),
+        ({"loss_agg_mode": "bogus"}, "GRPOConfig.loss_agg_mode must be one of 'token-mean'"),
+        ({"advantage_estimator": "gae"}, "GRPOConfig.advantage_estimator must be one of"),
+        ({"num_generations": 1}, "num_generations must be greater than 1"),
+    ],
 )
 def test_configurations_that_are_refused(config, message):
     with pytest.raises(ValueError, match=message):

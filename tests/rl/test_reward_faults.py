@@ -58,7 +58,7 @@ def exits(prompts, completions, **columns):
     return _at_the_bad_one(completions, lambda: os._exit(3))
 
 def hoards(prompts, completions, **columns):
-    return _at_the_bad_one(completions, lambda: bytearray(2**40))
+    return _at_the_bad_one(completions, lambda: bytearray(2 * 2**30))
 
 def _with(value, completions):
     return [value if c.endswith(" 7") else 0.5 for c in completions]
@@ -172,7 +172,7 @@ def test_reward_faults_in_this_process(functions, name, message):
 
 @pytest.mark.parametrize(("name", "message"), (IN_BOTH | IN_THE_POOL).items())
 def test_reward_faults_in_the_pool(pools, name, message):
-    options = {"hoards": {"memory_mb": 4096}, "hangs": {"timeout_s": 1.5}, "loops": {"timeout_s": 1.5}}.get(name, {})
+    options = {"hoards": {"memory_mb": 1536}, "hangs": {"timeout_s": 1.5}, "loops": {"timeout_s": 1.5}}.get(name, {})
     told = []
     started = time.monotonic()
     with pools("good", name, **options) as pool:

@@ -77,10 +77,15 @@ def test_metrics(rl):
     spec = rl(f"algorithm.rewards.functions=[{{function: {EXACT}, name: right}}, {{function: {EXACT}}}]")
     names = metric_names(spec.algorithm)
     assert {"train/reward_right", "eval/reward_right", "train/reward_exact_match", "eval/reward", "train/kl"} <= names
-    assert "perf/rollout_s" in names and "train/value_loss" not in names and "eval/loss" not in names
+    assert "perf/rollout_s" in names and "train/value_loss" not in names and "eval/loss" in names
     assert [reward_metric(f) for f in spec.algorithm.rewards.functions] == ["reward_right", "reward_exact_match"]
     assert all(name.count("/") == 1 for name in names)
     assert {"train/value_loss", "train/critic_grad_norm"} <= metric_names(rl("algorithm.kind=ppo", *SECTIONS).algorithm)
+    assert "train/kl" not in metric_names(rl("algorithm.beta=0.0").algorithm)  # nothing to diverge from
+    dapo = metric_names(rl("algorithm.kind=dapo", *SECTIONS, "algorithm.overlong_buffer_length=4").algorithm)
+    assert {"train/sampling_rounds", "eval/reward_overlong"} <= dapo
+    plain = metric_names(rl("algorithm.kind=dapo", *SECTIONS, "algorithm.dynamic_sampling=false").algorithm)
+    assert not {"train/sampling_rounds", "eval/reward_overlong"} & plain
 
 
 def test_the_best_checkpoint_may_be_that_of_a_reward(rl):
@@ -156,7 +161,10 @@ def test_what_may_change_between_attempts(rl, override, continues):
          "data.kind: algorithm 'grpo' needs data of kind 'prompts', got 'chat'"),
         (["algorithm={kind: sft}", "tracking.primary_metric=eval/loss"],
          "data.kind: algorithm 'sft' needs data of kind 'text' or 'chat', got 'prompts'"),
-        (["tracking.primary_metric=eval/loss"], "tracking.primary_metric: this experiment does not produce 'eval/loss'"),
+        (["tracking.primary_metric=eval/kl"], "tracking.primary_metric: this experiment does not produce 'eval/kl'"),
+        (["algorithm.kind=dapo", "algorithm.rollout={max_new_tokens: 16, max_prompt_length: 32}",
+          f"algorithm.rewards={{functions: [{{function: {EXACT}, name: overlong}}]}}", "algorithm.overlong_buffer_length=4"],
+         "algorithm.rewards.functions.0.name: reward_overlong is already the name of another metric"),
         (["tracking.primary_metric=eval/reward_exact"],
          "tracking.primary_metric: this experiment does not produce 'eval/reward_exact' (did you mean 'eval/reward_exact_match'"),
         (["algorithm.kind=dapo", *SECTIONS, "algorithm.overlong_buffer_length=17"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunix_lab.errors import UserError
-from tunix_lab.tasks.gsm8k import exact_match, final_answer, preference_rows, sft_rows, worked_answer, write
+from tunix_lab.tasks.gsm8k import REASONING, exact_match, final_answer, preference_rows, sft_rows, worked_answer, write
 
 # Taken out of the environment, since the lab refuses settings that it does not know.
 PUBLISHED = os.environ.pop("TUNIX_LAB_GSM8K", None)
@@ -98,6 +98,12 @@ def source(tmp_path):
 def check(out, written):
     found = {path.relative_to(out).as_posix(): read(path) for path in out.rglob("*.jsonl")}
     assert {name: len(rows) for name, rows in found.items()} == written
+    asked = {name: found.pop(name) for name in sorted(found) if name.startswith("reasoning/")}
+    assert list(asked) == [f"reasoning/{split}.jsonl" for split in ("test", "train", "validation")]
+    for name, rows in asked.items():
+        same = found[name.replace("reasoning", "sft")]
+        assert [(row["prompt"][1]["content"], row["answer"]) for row in rows] == [(r["prompt"], r["answer"]) for r in same]
+        assert all(row["prompt"][0] == {"role": "system", "content": REASONING} for row in rows)
     prompts = {name: {row["prompt"] for row in rows} for name, rows in found.items()}
     assert not prompts["sft/train.jsonl"] & prompts["sft/validation.jsonl"]
     preference = [prompts[f"preference/{split}.jsonl"] for split in ("train", "validation", "test")]

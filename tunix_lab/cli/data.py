@@ -45,13 +45,16 @@ def tokenizer(
 
 def gsm8k(
     source: Annotated[Path, typer.Option(help="Folder with train.jsonl, test.jsonl and example_model_solutions.jsonl.")],
-    out: Annotated[Path, typer.Option(help="Folder that receives sft/ and preference/.")] = Path("data/gsm8k"),
+    out: Annotated[Path, typer.Option(help="Folder that receives sft/, reasoning/ and preference/.")] = Path("data/gsm8k"),
     seed: Annotated[int, typer.Option(min=0, help="Chooses the questions that are held out.")] = 0,
     keep_annotations: Annotated[
         bool, typer.Option("--keep-annotations", help="Keep the calculator's <<48/2=24>>; else they are taken out.")
     ] = False,
 ) -> None:
-    """Make SFT and preference rows of GSM8K. The preference rows are of the test's questions: sft/unseen_test.jsonl is not."""
+    """Make SFT, reasoning and preference rows of GSM8K.
+
+    The preference rows are of the test's questions: sft/unseen_test.jsonl is not.
+    """
     from tunix_lab.tasks.gsm8k import write
 
     for path, rows in write(source, out, seed=seed, keep_annotations=keep_annotations).items():

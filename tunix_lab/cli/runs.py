@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 _HEADLINES = ("eval/loss", "train/loss")
+_REWARD = "train/reward"  # where answers are sampled; a loss says little there
 _NOT_SCORES = ("eval/answer_tokens", "eval/stopped", "eval/margin")
 _COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "killed": "yellow"}
 
@@ -85,11 +86,12 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _headline(row: dict[str, Any]) -> str:
-    """The run's primary metric and losses; of an evaluation, which has no such metric, its scores."""
+    """The run's primary metric and losses, or rewards; of an evaluation, which has no such metric, its scores."""
     if row["kind"] == "sweep":
         return _sweep_headline(row)
     scores = sorted(name for name in row["metrics"] if name.startswith("eval/") and name not in _NOT_SCORES)
-    names = scores if row["kind"] == "evaluate" else [row["primary_metric"], *_HEADLINES]
+    headlines = (_REWARD,) if _REWARD in row["metrics"] else _HEADLINES
+    names = scores if row["kind"] == "evaluate" else [row["primary_metric"], *headlines]
     numbers = [f"{name} {_number(row['metrics'][name])}" for name in dict.fromkeys(names) if name in row["metrics"]]
     trial = [] if row["trial"] is None else [f"trial {row['trial'].rpartition('/')[2]} of {row['sweep']}"]
     return "  ".join([*numbers, *trial])

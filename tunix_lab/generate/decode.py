@@ -1,4 +1,4 @@
-"""Generation as one pure function of arrays: prefill the prompts, then decode in a `while_loop` until every row has stopped."""
+"""The two programs of generation, as pure functions of arrays: prompts into a cache, and rows on from there, token by token."""
 
 import dataclasses
 
@@ -6,102 +6,203 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from tunix_lab.generate.cache import init_cache
+from tunix_lab.generate.cache import Cache, empty_slots, with_copies, with_ends, without_ends
 from tunix_lab.generate.config import CacheConfig
 from tunix_lab.generate.sampling import SamplingParams, sample
-from tunix_lab.ops.masks import causal_mask, positions_from_mask
+from tunix_lab.ops.masks import causal_mask
+from tunix_lab.ops.softcap import soft_cap
+
+# Made on the host, and traced on the device.
+HostArray = Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Generated:
-    """What was generated; on the device, or fetched to the host.
+class Call:
+    """What all rows of one call share; values, so that changing them compiles nothing.
 
     Attributes:
-      tokens: ids, the terminator included; what follows a row's end has no meaning.
-      logps: log-probability of each token at the sampling temperature, nats.
-      lengths: tokens of each row, the terminator included.
-      stopped: whether the row ended by itself; otherwise the budget cut it.
+      sampling: how to sample.
+      stop_ids: a row ends with any of these tokens; filled up with -1.
+      forbidden: ids that are never drawn, filled up with the vocabulary's size; None is a program without them.
+      seed: root of the random numbers.
     """
 
-    tokens: Int[Array | np.ndarray, "batch new"]
-    logps: Float[Array | np.ndarray, "batch new"]
-    lengths: Int[Array | np.ndarray, " batch"]
-    stopped: Bool[Array | np.ndarray, " batch"]
+    sampling: SamplingParams
+    stop_ids: Int[HostArray, " stops"]
+    forbidden: Int[HostArray, " forbidden"] | None
+    seed: UInt32[HostArray, ""]
 
 
-def generate(
-    model: nnx.Module,
-    prompts: Int[Array, "batch prompt"],
-    prompt_mask: Bool[Array, "batch prompt"],
-    is_row: Bool[Array, " batch"],
-    sample_ids: Int[Array, " batch"],
-    seed: Int[Array, ""],
-    params: SamplingParams,
-    stop_ids: Int[Array, " stops"],
-    budget: Int[Array, ""],
-    *,
-    cache_config: CacheConfig,
-    cache_dtype: str,
-    max_new: int,
-) -> Generated:
-    """Continues every prompt.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows that are decoded side by side.
 
-    The token at place t of row i is drawn with the key (seed, sample_ids[i], t): it does not depend on the row's neighbours, on
-    padding or on the size of the batch.
+    Attributes:
+      cache: keys and values of the tokens before `last`; a row's token at position p lies in slot p.
+      last: the token that the model sees next: a prompt's last, then the newest one.
+      place: its position.
+      sample_ids: each row's identity for its random numbers.
+      n_new: tokens generated so far.
+      budget: tokens to generate at most.
+      is_live: whether the row goes on; False where it has ended or was never used.
+      tokens: generated ids, the terminator included.
+      logps: log-probability of each at the sampling temperature, nats.
+      logits: from which each was drawn; None if nobody asked.
+    """
+
+    cache: Cache
+    last: Int[Array, " rows"]
+    place: Int[Array, " rows"]
+    sample_ids: UInt32[Array, " rows"]
+    n_new: Int[Array, " rows"]
+    budget: Int[Array, " rows"]
+    is_live: Bool[Array, " rows"]
+    tokens: Int[Array, "rows new"]
+    logps: Float[Array, "rows new"]
+    logits: Float[Array, "rows new vocab"] | None
+
+    @classmethod
+    def empty(cls, config: CacheConfig, dtype: str, rows: int, slots: int, max_new: int, vocab: int | None) -> "Rows":
+        """Rows that nobody uses; with room for logits if `vocab` is given."""
+        zeros = jnp.zeros((rows,), jnp.int32)
+        return cls(
+            cache=empty_slots(config, rows, slots, dtype),
+            last=zeros,
+            place=zeros,
+            sample_ids=jnp.zeros((rows,), jnp.uint32),
+            n_new=zeros,
+            budget=zeros,
+            is_live=jnp.zeros((rows,), bool),
+            tokens=jnp.zeros((rows, max_new), jnp.int32),
+            logps=jnp.zeros((rows, max_new), jnp.float32),
+            logits=None if vocab is None else jnp.zeros((rows, max_new, vocab), jnp.float32),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Arrivals:
+    """Rows that begin; every field has one entry per row of `Rows`, of which only those with source ≥ 0 are read.
+
+    Attributes:
+      source: the prompt's row in the cache that `prefill` made; -1 leaves the row as it is.
+      last: the prompt's last token.
+      place: its position.
+      sample_ids: identity for the random numbers.
+      budget: tokens to generate at most.
+    """
+
+    source: Int[HostArray, " rows"]
+    last: Int[HostArray, " rows"]
+    place: Int[HostArray, " rows"]
+    sample_ids: UInt32[HostArray, " rows"]
+    budget: Int[HostArray, " rows"]
+
+
+def prefill(model: nnx.Module, tokens: Int[Array, "prompts width"], *, config: CacheConfig, dtype: str) -> Cache:
+    """Keys and values of prompts without their last token, which is the first that `decode` gives to the model.
+
+    So no program but `decode` computes logits, and only for tokens that need them; of the last layer nothing is computed here but
+    keys and values.
 
     Args:
       model: a decoder.
-      prompts: token ids, left-padded.
-      prompt_mask: True where a prompt token is real.
-      is_row: False for rows that only fill up the batch.
-      sample_ids: identity of each row for its random numbers.
-      seed: of the call.
-      params: how to sample.
-      stop_ids: a row ends with any of these tokens.
-      budget: tokens to generate at most, ≤ max_new.
-      cache_config: shape of the model's cache.
-      cache_dtype: numpy name of its dtype.
-      max_new: size of the result's second axis.
+      tokens: right-padded: causality alone keeps padding from being seen, and decoding overwrites its slots.
+      config: shape of the cache.
+      dtype: of the cache.
     """
-    batch, prompt_length = prompts.shape
-    slots = prompt_length + max_new
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(sample_ids)
-    cache = init_cache(cache_config, batch, slots, cache_dtype)
-    logits, cache = model(prompts, positions_from_mask(prompt_mask), cache, causal_mask(prompt_mask))
-    n_prompt = prompt_mask.sum(axis=-1, dtype=jnp.int32)
-    usable = jnp.pad(prompt_mask, ((0, 0), (0, max_new)), constant_values=True)
+    n_prompts, width = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
+    cache = with_ends(empty_slots(config, n_prompts, width, dtype), jnp.zeros((n_prompts,), jnp.int32))
+    _, cache = model(tokens, positions, cache, causal_mask(jnp.ones(tokens.shape, bool)), skip_lm_head=True)
+    return without_ends(cache)
+
+
+def admit(rows: Rows, prompts: Cache, new: Arrivals) -> Rows:
+    """The rows, some of them begun anew: each with a copy of its prompt's cache."""
+    is_new = new.source >= 0
+    return dataclasses.replace(
+        rows,
+        cache=with_copies(rows.cache, prompts, new.source, is_new),
+        last=jnp.where(is_new, new.last, rows.last),
+        place=jnp.where(is_new, new.place, rows.place),
+        sample_ids=jnp.where(is_new, new.sample_ids, rows.sample_ids),
+        budget=jnp.where(is_new, new.budget, rows.budget),
+        n_new=jnp.where(is_new, 0, rows.n_new),
+        is_live=rows.is_live | is_new,
+    )
+
+
+def decode(model: nnx.Module, rows: Rows, call: Call, leave_at: Int[HostArray, ""]) -> tuple[Rows, Int[Array, "rows 3"]]:
+    """Goes on until at most `leave_at` rows are live, or one of them has filled the cache.
+
+    A token is drawn with the key (seed, sample id, its number in the row) from logits that no other row has a part in.
+
+    Args:
+      model: a decoder.
+      rows: to go on with.
+      call: what they share.
+      leave_at: 0 waits for all.
+
+    Returns:
+      The rows; and of each whether it is live, its position, and its number of tokens.
+    """
+    slots = jax.tree.leaves(rows.cache)[0].shape[1]
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(call.seed), i))(rows.sample_ids)
     graph, state = nnx.split(model)
 
-    def draw(logits, t, done, out):
-        row_keys = jax.vmap(lambda key: jax.random.key_data(jax.random.fold_in(key, t)))(keys)
-        token, logp = sample(logits, params, row_keys)
-        out = Generated(
-            tokens=out.tokens.at[:, t].set(token),
-            logps=out.logps.at[:, t].set(logp),
-            lengths=out.lengths + ~done,
-            stopped=out.stopped | (~done & jnp.isin(token, stop_ids)),
-        )
-        return token, out
+    def goes_on(rows: Rows) -> Bool[Array, ""]:
+        return (rows.is_live.sum() > leave_at) & (jnp.where(rows.is_live, rows.place, 0).max() < slots)
 
-    def body(carry):
-        t, token, cache, done, out = carry
-        mask = usable & (jnp.arange(slots) < prompt_length + t)[None]
+    def step(rows: Rows) -> Rows:
         # A module of the loop's own: one with adapters takes notes while it runs, which flax forbids across loops.
-        step = nnx.merge(graph, state)
-        logits, cache = step(token[:, None], (n_prompt + t - 1)[:, None], cache, mask[:, None])
-        token, out = draw(logits[:, -1], t, done, out)
-        return t + 1, token, cache, done | out.stopped, out
+        logits, cache = next_logits(nnx.merge(graph, state), rows.last, rows.place, rows.cache)
+        row_keys = jax.vmap(lambda key, n: jax.random.key_data(jax.random.fold_in(key, n)))(keys, rows.n_new)
+        token, logp = sample(logits, call.sampling, row_keys, call.forbidden)
+        return _with_token(rows, cache, token, logp, logits, call.stop_ids)
 
-    out = Generated(
-        tokens=jnp.zeros((batch, max_new), jnp.int32),
-        logps=jnp.zeros((batch, max_new), jnp.float32),
-        lengths=jnp.zeros((batch,), jnp.int32),
-        stopped=jnp.zeros((batch,), bool),
+    rows = jax.lax.while_loop(goes_on, step, rows)
+    return rows, jnp.stack([rows.is_live.astype(jnp.int32), rows.place, rows.n_new], axis=1)
+
+
+def next_logits(
+    model: nnx.Module, last: Int[Array, " rows"], place: Int[Array, " rows"], cache: Cache
+) -> tuple[Float[Array, "rows vocab"], Cache]:
+    """Shows the model one token per row.
+
+    Args:
+      model: a decoder.
+      last: the tokens.
+      place: their positions, which are their slots in the cache.
+      cache: keys and values of what comes before them.
+
+    Returns:
+      Logits of the token behind each, in float32; and the cache with them.
+    """
+    slots = jax.tree.leaves(cache)[0].shape[1]
+    mask = jnp.arange(slots) <= place[:, None, None]
+    hidden, cache = model(last[:, None], place[:, None], with_ends(cache, place), mask, skip_lm_head=True)
+    logits = jnp.einsum("bd,vd->bv", hidden[:, 0], model.head(), preferred_element_type=jnp.float32)
+    return soft_cap(logits, model.config.final_logit_softcap), without_ends(cache)
+
+
+def _with_token(rows: Rows, cache: Cache, token: Array, logp: Array, logits: Array, stop_ids: Array) -> Rows:
+    """Puts a token behind every live row; rows that ended stay as they are, but for slots that nobody reads."""
+    is_here = rows.is_live[:, None] & (jnp.arange(rows.tokens.shape[1]) == rows.n_new[:, None])
+    n_new = rows.n_new + rows.is_live
+    is_last = (token[:, None] == stop_ids).any(axis=-1) | (n_new >= rows.budget)
+    return dataclasses.replace(
+        rows,
+        cache=cache,
+        last=jnp.where(rows.is_live, token, rows.last),
+        place=rows.place + rows.is_live,
+        n_new=n_new,
+        is_live=rows.is_live & ~is_last,
+        tokens=jnp.where(is_here, token[:, None], rows.tokens),
+        logps=jnp.where(is_here, logp[:, None], rows.logps),
+        logits=None if rows.logits is None else jnp.where(is_here[..., None], logits[:, None], rows.logits),
     )
-    token, out = draw(logits[:, -1], 0, ~is_row, out)
-    start = (jnp.ones((), jnp.int32), token, cache, ~is_row | out.stopped, out)
-    *_, out = jax.lax.while_loop(lambda c: (c[0] < budget) & ~c[3].all(), body, start)
-    return out

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 # Halvings of the interval in which the top-p threshold lies; 2⁻³⁰ of the largest probability is below float32's resolution.
 _BISECTIONS = 30
@@ -46,7 +46,10 @@ class SamplingParams:
 
 
 def sample(
-    logits: Float[Array, "batch vocab"], params: SamplingParams, keys: UInt32[Array, "batch 2"]
+    logits: Float[Array, "batch vocab"],
+    params: SamplingParams,
+    keys: UInt32[Array, "batch 2"],
+    forbidden: Int[Array, " forbidden"] | None = None,
 ) -> tuple[Int[Array, " batch"], Float[Array, " batch"]]:
     """Draws one token per row.
 
@@ -54,42 +57,96 @@ def sample(
       logits: of the next token.
       params: how to sample.
       keys: one random key per row.
+      forbidden: ids that are never drawn, as if their logits were -inf; ids outside the vocabulary forbid nothing.
 
     Returns:
       The tokens, and their log-probabilities (nats) at the sampling temperature over the whole vocabulary (at temperature 0: at
-      temperature 1), before top-k and top-p, which is what a trainer recomputes.
+      temperature 1), before top-k, top-p and what is forbidden, which is what a trainer recomputes.
     """
-    greedy = params.temperature == 0
-    logits = logits.astype(jnp.float32) / jnp.where(greedy, 1.0, params.temperature)
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    kept = jnp.where(probabilities >= _threshold(probabilities, params)[:, None], probabilities, 0.0)
-    # Inverse CDF: the first token whose cumulative probability exceeds a uniform share of the kept mass.
-    cumulative = jnp.cumsum(kept, axis=-1)
-    total = cumulative[:, -1]
-    share = jnp.minimum(jax.vmap(jax.random.uniform)(keys) * total, jnp.nextafter(total, 0.0))  # rounding must not reach the end
-    drawn = jnp.sum(cumulative <= share[:, None], axis=-1)
-    tokens = jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
-    logps = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+    logits = logits.astype(jnp.float32)
+    allowed = logits if forbidden is None else logits.at[:, forbidden].set(-jnp.inf, mode="drop")
+    draw = lambda x: _draw(x / params.temperature, params, keys)  # noqa: E731
+    tokens, logps = jax.lax.cond(params.temperature == 0, _greedy, draw, allowed)
+    if forbidden is not None:
+        scaled = logits / jnp.where(params.temperature == 0, 1.0, params.temperature)
+        logps = _at(scaled, tokens) - jax.nn.logsumexp(scaled, axis=-1)
     return tokens, logps
 
 
-def _threshold(probabilities: Float[Array, "batch vocab"], params: SamplingParams) -> Float[Array, " batch"]:
-    """The smallest probability that may be drawn: the larger of top-k's and top-p's."""
-    none = jnp.zeros(probabilities.shape[0])
-    by_k = jax.lax.cond(params.top_k > 0, lambda: _bisect(probabilities, params.top_k, by_mass=False), lambda: none)
-    # As usual, the nucleus is taken of what top-k left.
-    left = jnp.where(probabilities >= by_k[:, None], probabilities, 0.0)
-    wanted = params.top_p * left.sum(axis=-1)
-    by_p = jax.lax.cond(params.top_p < 1, lambda: _bisect(left, wanted, by_mass=True), lambda: none)
-    return jnp.maximum(by_k, by_p)
+def _greedy(logits: Float[Array, "batch vocab"]) -> tuple[Int[Array, " batch"], Float[Array, " batch"]]:
+    """The most probable token, the first of equals; two plain reductions are several times faster than an argmax on a CPU."""
+    largest = logits.max(axis=-1)
+    tokens = _first(logits == largest[:, None])
+    return tokens, -jnp.log(jnp.exp(logits - largest[:, None]).sum(axis=-1))
 
 
-def _bisect(probabilities, wanted, *, by_mass: bool):
-    """The largest threshold t at which the tokens with probability ≥ t still number (or weigh) at least `wanted`; no sort."""
+def _draw(
+    logits: Float[Array, "batch vocab"], params: SamplingParams, keys: UInt32[Array, "batch 2"]
+) -> tuple[Int[Array, " batch"], Float[Array, " batch"]]:
+    """A token by the inverse of the cumulative distribution: in which block it lies, then where in the block."""
+    largest = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - largest)
+    total = weights.sum(axis=-1)
+    kept = _blocks(jnp.where(weights >= _threshold(weights, params)[:, None], weights, 0.0))
+    sums = kept.sum(axis=-1)
+    share = jax.vmap(jax.random.uniform)(keys) * sums.sum(axis=-1)
+    block, before = _inverse(sums, share)
+    inside, _ = _inverse(jnp.take_along_axis(kept, block[:, None, None], axis=1)[:, 0], share - before)
+    tokens = block * kept.shape[-1] + inside
+    return tokens, _at(logits, tokens) - largest[:, 0] - jnp.log(total)
+
+
+def _inverse(
+    weights: Float[Array, "batch n"], share: Float[Array, " batch"]
+) -> tuple[Int[Array, " batch"], Float[Array, " batch"]]:
+    """The first index whose cumulative weight exceeds the share, and the weight before it.
+
+    Sums are rounded, so the share may reach the end and a cumulative weight may rise where nothing is added: only indices of
+    positive weight count, and the last of them stands for all beyond.
+    """
+    cumulative = jnp.cumsum(weights, axis=-1)
+    last = weights.shape[-1] - 1 - _first((weights > 0)[:, ::-1])
+    index = jnp.minimum(_first((weights > 0) & (cumulative > share[:, None])), last)
+    return index, _at(cumulative, index) - _at(weights, index)
+
+
+def _blocks(weights: Float[Array, "batch vocab"]) -> Float[Array, "batch blocks block"]:
+    """Blocks of about √vocab entries, the last filled up with zeros."""
+    batch, vocab = weights.shape
+    size = 1 << (vocab.bit_length() // 2)
+    blocks = -(-vocab // size)
+    return jnp.pad(weights, ((0, 0), (0, blocks * size - vocab))).reshape(batch, blocks, size)
+
+
+def _first(is_it: Bool[Array, "batch n"]) -> Int[Array, " batch"]:
+    """The first index where it is True; the last index if it is nowhere."""
+    n = is_it.shape[-1]
+    return jnp.where(is_it, jnp.arange(n, dtype=jnp.int32), n - 1).min(axis=-1)
+
+
+def _at(values: Float[Array, "batch n"], index: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    return jnp.take_along_axis(values, index[:, None], axis=-1)[:, 0]
+
+
+def _threshold(weights: Float[Array, "batch vocab"], params: SamplingParams) -> Float[Array, " batch"]:
+    """The smallest weight that may be drawn: the larger of top-k's and top-p's."""
+    none = jnp.zeros(weights.shape[0])
+    by_k = jax.lax.cond(params.top_k > 0, lambda: _bisect(weights, params.top_k, by_mass=False), lambda: none)
+
+    def nucleus():
+        # As usual, it is taken of what top-k left.
+        left = jnp.where(weights >= by_k[:, None], weights, 0.0)
+        return _bisect(left, params.top_p * left.sum(axis=-1), by_mass=True)
+
+    return jnp.maximum(by_k, jax.lax.cond(params.top_p < 1, nucleus, lambda: none))
+
+
+def _bisect(weights, wanted, *, by_mass: bool):
+    """The largest threshold t at which the tokens with weight ≥ t still number (or weigh) at least `wanted`; no sort."""
 
     def enough(threshold):
-        above = probabilities >= threshold[:, None]
-        return (jnp.where(above, probabilities, 0.0) if by_mass else above).sum(axis=-1) >= wanted
+        above = weights >= threshold[:, None]
+        return (jnp.where(above, weights, 0.0) if by_mass else above).sum(axis=-1) >= wanted
 
     def halve(_, bounds):
         low, high = bounds
@@ -97,5 +154,5 @@ def _bisect(probabilities, wanted, *, by_mass: bool):
         ok = enough(middle)
         return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
 
-    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros(probabilities.shape[0]), probabilities.max(axis=-1)))
+    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros(weights.shape[0]), weights.max(axis=-1)))
     return jnp.where(enough(high), high, low)

@@ -5,14 +5,16 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError
 from tunix_lab.rl.trajectories import Trajectories
 from tunix_lab.spec.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from tunix_lab.data.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +181,7 @@ def rescore(
     return found
 
 
-def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: "Tokenizer", ids: Sequence[int]) -> list[str]:
     """The text that each id adds to those before it; a character of several ids comes with its last one."""
     texts, before = [], ""
     for count in range(1, len(ids) + 1):

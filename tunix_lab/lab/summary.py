@@ -5,7 +5,7 @@ from rich.console import Console
 from tunix_lab.lab.runner import RunResult
 from tunix_lab.spec import ExperimentSpec
 
-_HEADLINES = ("train/loss", "eval/loss", "eval/accuracy", "eval/margin")
+_HEADLINES = ("train/reward", "train/loss", "eval/loss", "eval/accuracy", "eval/margin")
 
 
 def print_result(result: RunResult, spec: ExperimentSpec) -> None:

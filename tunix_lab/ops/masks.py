@@ -30,6 +30,6 @@ def segment_positions(segment_ids: Int[Array, "batch seq"]) -> Int[Array, "batch
     return place - jax.lax.cummax(jnp.where(is_first, place, 0), axis=1)
 
 
-def window_mask(queries: Int[Array, " query"], keys: Int[Array, " key"], window: int) -> Bool[Array, "query key"]:
+def window_mask(queries: Int[Array, "*batch query"], keys: Int[Array, " key"], window: int) -> Bool[Array, "*batch query key"]:
     """True where key slot s is among the `window` slots that end at query slot t; causality is another mask's matter."""
-    return queries[:, None] - keys[None, :] < window
+    return queries[..., :, None] - keys < window

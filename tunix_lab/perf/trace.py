@@ -18,18 +18,25 @@ class Tracer(Protocol):
 
 
 class HostTracer:
-    """Adds up wall-clock seconds by span name. Dispatch is asynchronous: device time appears in the span that waits for it."""
+    """Adds up wall-clock seconds by span name; what a span inside another takes is the inner one's alone.
+
+    Dispatch is asynchronous: device time appears in the span that waits for it.
+    """
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
+        self._inner: list[float] = [0.0]  # seconds of the spans within each open one
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        self._inner.append(0.0)
         try:
             yield
         finally:
-            self._seconds[name] += time.perf_counter() - start
+            whole = time.perf_counter() - start
+            self._seconds[name] += whole - self._inner.pop()
+            self._inner[-1] += whole
 
     def take(self) -> dict[str, float]:
         taken = dict(self._seconds)

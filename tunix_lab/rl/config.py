@@ -62,6 +62,9 @@ class PolicyKnobs:
     mask_truncated: bool = False
     logp_gap_limit: Annotated[float, Gt(0)] = 0.1
 
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
 
 @dataclasses.dataclass(kw_only=True)
 class GrpoKnobs(PolicyKnobs):
@@ -157,6 +160,8 @@ class PpoKnobs(PolicyKnobs):
       entropy_coef: weight of the entropy bonus; None has none.
       clip_range_value: a value moves at most this far from the one before the updates, in the loss.
       whiten_advantages: advantages get mean 0 and deviation 1 over the tokens of a batch.
+      bootstrap_truncated: behind an answer that the budget cut off stands the critic's value, as if it went on. Off, since its
+        reward was given for the whole of it: with both and gamma 1, values of answers that are always cut grow without end.
     """
 
     num_generations: Annotated[int, Gt(0)] = 1
@@ -168,6 +173,7 @@ class PpoKnobs(PolicyKnobs):
     entropy_coef: Annotated[float, Ge(0)] | None = None
     clip_range_value: Annotated[float, Gt(0)] = 0.2
     whiten_advantages: bool = True
+    bootstrap_truncated: bool = False
 
 
 _SEQUENCE = ("gspo", "gspo-token")
@@ -189,10 +195,7 @@ class GRPOConfig(GrpoKnobs):
     loss_agg_mode: LossAggregation | Literal["mean", "sum"] = "sequence-mean-token-mean"
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-        for name in (self.algo_variant, self.loss_algo):
-            if name not in (None, "grpo", *_SEQUENCE):
-                raise ValueError(f"GRPOConfig.algo_variant must be 'grpo' or 'gspo-token', got {name!r}")
+        super().__post_init__()
         if self.algo_variant in _SEQUENCE or self.loss_algo in _SEQUENCE:
             self.ratio_level = "sequence"
         self.loss_agg_mode = _AGGREGATIONS.get(self.loss_agg_mode, self.loss_agg_mode)
@@ -209,9 +212,6 @@ class PPOConfig(PpoKnobs):
 
     algo_variant: Literal["ppo"] = "ppo"
     mini_batch_size: Annotated[int, Gt(0)] | None = None
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 @dataclasses.dataclass(kw_only=True)

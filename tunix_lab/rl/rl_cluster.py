@@ -211,8 +211,7 @@ class RLCluster:
         pad_id: int | None = None,
         eos_id: int | None = None,
         micro_batch_size: int | None = None,
-        prompt_mask: np.ndarray | None = None,
-        completion_mask: np.ndarray | None = None,
+        **masks: np.ndarray,
     ) -> np.ndarray:
         """The present actor's log-probabilities of the answers' tokens at the sampling temperature, float32 [rows, tokens], nats.
 
@@ -222,10 +221,10 @@ class RLCluster:
           pad_id: what pads them; only read where a mask is missing.
           eos_id: ends an answer; likewise.
           micro_batch_size: rows of one pass; None is the training configuration's, or all.
-          prompt_mask: bool [rows, P], True where a token is real; None is all but the leading run of `pad_id`.
-          completion_mask: bool [rows, T], likewise; None is all up to the first `eos_id`, without the trailing run of `pad_id`.
+          **masks: prompt_mask, bool [rows, P], True where a token is real; without it all are but the leading run of `pad_id`.
+            completion_mask, bool [rows, T], likewise; without it all are up to the first `eos_id`, or to the trailing `pad_id`s.
         """
-        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, prompt_mask, completion_mask)
+        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
         return self._old_logps(nnx.split(self.actor_trainer.model)[1], batch, self._rows_at_once(micro_batch_size))
 
     def get_ref_per_token_logps(
@@ -235,11 +234,10 @@ class RLCluster:
         pad_id: int | None = None,
         eos_id: int | None = None,
         micro_batch_size: int | None = None,
-        prompt_mask: np.ndarray | None = None,
-        completion_mask: np.ndarray | None = None,
+        **masks: np.ndarray,
     ) -> np.ndarray:
         """The same of the reference; for the arguments see `get_old_per_token_logps`."""
-        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, prompt_mask, completion_mask)
+        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
         return self.inference_worker.get_ref_per_token_logps(batch, self._rows_at_once(micro_batch_size))
 
     def get_values(
@@ -249,10 +247,9 @@ class RLCluster:
         pad_id: int | None = None,
         eos_id: int | None = None,
         micro_batch_size: int | None = None,
-        prompt_mask: np.ndarray | None = None,
-        completion_mask: np.ndarray | None = None,
         *,
         with_last: bool = False,
+        **masks: np.ndarray,
     ) -> np.ndarray:
         """The critic's value before each token of the answers, float32 [rows, tokens]; for the arguments see there.
 
@@ -260,7 +257,7 @@ class RLCluster:
         """
         if self._values is None:
             raise ValueError("the cluster has no critic: RLCluster(…, critic=…)")
-        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, prompt_mask, completion_mask)
+        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
         values = self._values(nnx.split(self.critic_trainer.model)[1], batch, self._rows_at_once(micro_batch_size))
         return np.asarray(values if with_last else values[:, :-1], np.float32)
 
@@ -271,11 +268,10 @@ class RLCluster:
         pad_id: int | None = None,
         eos_id: int | None = None,
         micro_batch_size: int | None = None,
-        prompt_mask: np.ndarray | None = None,
-        completion_mask: np.ndarray | None = None,
+        **masks: np.ndarray,
     ) -> np.ndarray:
         """The reward model's score of each answer, float32 [rows]; for the arguments see there."""
-        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, prompt_mask, completion_mask)
+        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
         return self.inference_worker.get_rewards(batch, self._rows_at_once(micro_batch_size))
 
     def _rows_at_once(self, rows: int | None) -> int | None:
@@ -345,8 +341,8 @@ def _batch(
     completion_tokens: np.ndarray,
     pad_id: int | None,
     eos_id: int | None,
-    prompt_mask: np.ndarray | None,
-    completion_mask: np.ndarray | None,
+    prompt_mask: np.ndarray | None = None,
+    completion_mask: np.ndarray | None = None,
 ) -> Batch:
     prompts, answers = np.asarray(prompt_tokens, np.int32), np.asarray(completion_tokens, np.int32)
     if prompt_mask is None:

@@ -4,7 +4,6 @@ What algorithms differ in, they override: how rewards become advantages, and the
 """
 
 import abc
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from flax import nnx
 
 from tunix_lab.errors import TrainingFailed, UserError
 from tunix_lab.ops.weighted import WeightedMean
+from tunix_lab.rl.answers import ScoredAnswers, answer_metrics, group_std, mean_of, training_metrics, trajectories
 from tunix_lab.rl.config import PolicyKnobs, Role
 from tunix_lab.rl.experience import Batch, fill_up, rows_of, token_batch
 from tunix_lab.rl.prompt_stream import PromptStream
@@ -29,42 +29,6 @@ MetricFn = Callable[..., Mapping[str, Any]]
 """(prompts, completions, rewards, advantages, **columns) -> {name: number, or (number, reducing function)}."""
 
 _SHUFFLE = 3  # purpose of the random numbers that order the prompts of an update
-
-
-@dataclasses.dataclass
-class Answers:
-    """What was sampled for some prompts, and rewarded; every list has one entry per answer, groups side by side.
-
-    Attributes:
-      prompts: text of each answer's prompt.
-      groups: number of its prompt.
-      rollout: tokens, log-probabilities, finish reasons.
-      rewards: weighted reward by function, float32 [answers].
-      reward: their sum; NaN where a function failed and was told to go on.
-      columns: of the prompts' rows.
-    """
-
-    prompts: list[str]
-    groups: np.ndarray
-    rollout: RolloutOutput
-    rewards: dict[str, np.ndarray]
-    reward: np.ndarray
-    columns: dict[str, list[Any]]
-
-    def take(self, rows: np.ndarray) -> "Answers":
-        """Some of the answers."""
-        pick = lambda values: [values[i] for i in rows]  # noqa: E731
-        rollout = RolloutOutput(*(pick(getattr(self.rollout, field.name)) for field in dataclasses.fields(RolloutOutput)))
-        rewards = {name: values[rows] for name, values in self.rewards.items()}
-        columns = {name: pick(values) for name, values in self.columns.items()}
-        return Answers(pick(self.prompts), self.groups[rows], rollout, rewards, self.reward[rows], columns)
-
-    def __add__(self, other: "Answers") -> "Answers":
-        groups = np.concatenate([self.groups, other.groups + self.groups.max() + 1])
-        rewards = {name: np.concatenate([values, other.rewards[name]]) for name, values in self.rewards.items()}
-        columns = {name: values + other.columns[name] for name, values in self.columns.items() if name in other.columns}
-        reward = np.concatenate([self.reward, other.reward])
-        return Answers(self.prompts + other.prompts, groups, self.rollout + other.rollout, rewards, reward, columns)
 
 
 class RLLearner(abc.ABC):
@@ -110,9 +74,10 @@ class RLLearner(abc.ABC):
         self._on_trajectories = on_trajectories
         self._waiting: deque[list[Batch]] = deque()
         self._n_updates = 1
-        self._untold: Answers | None = None
+        self._untold: ScoredAnswers | None = None
         self._untold_batch: Batch = {}
         self._untold_logps: np.ndarray | None = None
+        self._first_rows = np.zeros(0, int)
         self.trainer: RLTrainer = rl_cluster.actor_trainer.with_source(self)
         self.trainer.with_loss_fn(self._loss, has_aux=True)
 
@@ -121,7 +86,7 @@ class RLLearner(abc.ABC):
     @property
     @abc.abstractmethod
     def num_generations(self) -> int:
-        """Answers to each prompt."""
+        """ScoredAnswers to each prompt."""
 
     @property
     @abc.abstractmethod
@@ -139,18 +104,18 @@ class RLLearner(abc.ABC):
         return self.updates_per_rollout > 1
 
     @abc.abstractmethod
-    def judge(self, answers: Answers, batch: Batch) -> dict[str, np.ndarray]:
+    def judge(self, answers: ScoredAnswers, batch: Batch) -> dict[str, np.ndarray]:
         """What the batch needs beyond tokens and log-probabilities: advantages, and what else the loss reads, by token."""
 
     @abc.abstractmethod
     def loss(self, model: nnx.Module, batch: Mapping[str, Any]) -> tuple[WeightedMean, dict[str, WeightedMean | PerRow]]:
         """The loss and its metrics; among them `logps` as `PerRow`, the log-probabilities of the answers' tokens."""
 
-    def shape_rewards(self, answers: Answers) -> dict[str, np.ndarray]:
+    def shape_rewards(self, answers: ScoredAnswers) -> dict[str, np.ndarray]:
         """Rewards that the algorithm itself adds, by name."""
         return {}
 
-    def is_useful(self, answers: Answers) -> np.ndarray:
+    def is_useful(self, answers: ScoredAnswers) -> np.ndarray:
         """By answer, whether it may stay in the batch; the others make room for answers to further prompts."""
         return np.ones(len(answers.prompts), bool)
 
@@ -209,9 +174,9 @@ class RLLearner(abc.ABC):
             cluster.buffer_metrics({"sampling_rounds": n_rounds})
         return self._updates_of(batch, n_prompts)
 
-    def _sample_useful(self, stream: "PromptStream") -> tuple[Answers, int, int]:
-        """Answers to as many prompts as one batch has, those of no use left out as far as rounds of sampling last."""
-        kept: Answers | None = None
+    def _sample_useful(self, stream: "PromptStream") -> tuple[ScoredAnswers, int, int]:
+        """ScoredAnswers to as many prompts as one batch has, those of no use left out as far as rounds of sampling last."""
+        kept: ScoredAnswers | None = None
         wanted, n_rounds = 0, 0
         while n_rounds < self.sampling_rounds and (kept is None or len(kept.prompts) < wanted):
             rows = stream.read() if n_rounds == 0 else stream.further()
@@ -220,7 +185,9 @@ class RLLearner(abc.ABC):
             sampled = self._answers(rows, Mode.TRAIN, n_rounds)
             wanted = max(wanted, len(sampled.prompts))
             if self.num_generations > 1:
-                self.rl_cluster.buffer_metrics({"frac_zero_std_groups": _mean(self._group_std(sampled.reward) == 0)})
+                self.rl_cluster.buffer_metrics(
+                    {"frac_zero_std_groups": mean_of(group_std(sampled.reward, self.num_generations) == 0)}
+                )
             useful = sampled.take(np.flatnonzero(self.is_useful(sampled)))
             last = sampled
             if len(useful.prompts):
@@ -229,7 +196,7 @@ class RLLearner(abc.ABC):
         kept = last if kept is None else kept  # nothing is of use: an update of advantage zero, which is counted
         return kept.take(np.arange(min(wanted, len(kept.prompts)))), wanted // self.num_generations, n_rounds
 
-    def _answers(self, rows: Mapping[str, Any], mode: Mode, round_number: int) -> Answers:
+    def _answers(self, rows: Mapping[str, Any], mode: Mode, round_number: int) -> ScoredAnswers:
         """Samples answers to a batch of prompts and rewards them."""
         cluster, perf = self.rl_cluster, self.rl_cluster.perf
         g = self.num_generations if mode is Mode.TRAIN else 1
@@ -248,7 +215,9 @@ class RLLearner(abc.ABC):
             rewards = self.rewards.score(texts, rollout.text, columns, group_size=g)
             if cluster.inference_worker.has(Role.REWARD):
                 rewards = rewards | {"reward_model": self._model_scores(rollout)}
-        answers = Answers(texts, np.arange(len(texts)) // g, rollout, dict(rewards), np.zeros(len(texts), np.float32), columns)
+        answers = ScoredAnswers(
+            texts, np.arange(len(texts)) // g, rollout, dict(rewards), np.zeros(len(texts), np.float32), columns
+        )
         answers.rewards |= self.shape_rewards(answers)
         answers.reward = np.sum(list(answers.rewards.values()), axis=0, dtype=np.float32)
         return answers
@@ -268,7 +237,7 @@ class RLLearner(abc.ABC):
 
     # ---- from answers to batches ------------------------------------------------------------------------------------
 
-    def _batch(self, answers: Answers) -> Batch:
+    def _batch(self, answers: ScoredAnswers) -> Batch:
         """The arrays of answers; those without a reward, and cut ones if so configured, train nothing."""
         trained = np.isfinite(answers.reward)
         if self.config.mask_truncated:
@@ -313,12 +282,13 @@ class RLLearner(abc.ABC):
         mini, micro = self._sizes(n_prompts)
         g = self.num_generations
         batch = fill_up(batch, n_prompts * g)
-        updates = []
+        updates, self._first_rows = [], np.zeros(0, int)
         for iteration in range(self.config.num_iterations):
             order = self._order(n_prompts, iteration)
             for begin in range(0, n_prompts, mini):
                 prompts = order[begin : begin + mini]
                 rows = (prompts[:, None] * g + np.arange(g)).ravel()
+                self._first_rows = rows if not updates else self._first_rows
                 part, size = rows_of(batch, rows), micro * g
                 pieces = [rows_of(part, slice(i, i + size)) for i in range(0, len(rows), size)]
                 updates.append([fill_up(piece, size) for piece in pieces])
@@ -346,13 +316,15 @@ class RLLearner(abc.ABC):
         answers, batch, old = self._untold, self._untold_batch, self._untold_logps
         self._untold = None
         n = len(answers.prompts)
-        trainer_logps = rows["logps"][:n] if old is None else old[:n]
-        mask = batch["completion_mask"][:, : trainer_logps.shape[1]]
-        gap = np.abs(trainer_logps - batch["sampler_logps"])[mask]
+        # The first update is made with the weights that sampled; of its rows at least the log-probabilities are known.
+        known = self._first_rows[self._first_rows < n] if old is None else np.arange(n)
+        logps = rows["logps"][: len(known)] if old is None else old
+        gap = np.abs(logps - batch["sampler_logps"][known])[batch["completion_mask"][known]]
+        trainer_logps = logps if len(known) == n else None
         mean, largest = (float(gap.mean()), float(gap.max())) if gap.size else (0.0, 0.0)
         if self._on_trajectories is not None:
             first = step - 1
-            self._on_trajectories(self._trajectories(first, Mode.TRAIN, answers, batch, trainer_logps))
+            self._on_trajectories(trajectories(answers, first, Mode.TRAIN, batch, trainer_logps))
         if not mean <= self.config.logp_gap_limit:
             raise TrainingFailed(
                 f"at step {step} the sampler's log-probabilities of its tokens are {mean:.4g} nats from the trainer's on average "
@@ -361,64 +333,16 @@ class RLLearner(abc.ABC):
             )
         return {"logp_gap_mean": mean, "logp_gap_max": largest}
 
-    def _trajectories(
-        self, step: int, mode: Mode, answers: Answers, batch: Batch | None, trainer_logps: np.ndarray | None
-    ) -> Trajectories:
-        rollout, lengths = answers.rollout, [len(tokens) for tokens in answers.rollout.tokens]
-        cut = lambda rows: [row[:n] for row, n in zip(rows, lengths, strict=True)]  # noqa: E731
-        nothing = [np.zeros(0, np.float32)] * len(lengths)
-        return Trajectories(
-            step=step,
-            mode=str(mode),
-            groups=answers.groups.tolist(),
-            prompts=answers.prompts,
-            completions=rollout.text,
-            prompt_ids=rollout.prompt_tokens,
-            completion_ids=rollout.tokens,
-            finish_reasons=rollout.finish_reason,
-            trained=[False] * len(lengths) if batch is None else batch["loss_mask"].any(axis=1).tolist(),
-            sampler_logps=rollout.logprobs,
-            trainer_logps=None if trainer_logps is None else cut(trainer_logps),
-            rewards={name: values.tolist() for name, values in answers.rewards.items()},
-            reward=answers.reward.tolist(),
-            advantages=nothing if batch is None else cut(batch["advantages"]),
-            columns=answers.columns,
-        )
-
-    def _buffer(self, answers: Answers, batch: Batch | None, mode: Mode) -> None:
-        """Metrics of rewards and answers."""
-        lengths = np.asarray([len(tokens) for tokens in answers.rollout.tokens])
-        stopped = np.asarray([reason == "stop" for reason in answers.rollout.finish_reason])
-        known = np.isfinite(answers.reward)
-        metrics: dict[str, Any] = {"reward": _mean(answers.reward[known])}
-        metrics |= {f"reward_{name}": _mean(values[np.isfinite(values)]) for name, values in answers.rewards.items()}
-        metrics |= {"answer_tokens": _mean(lengths), "stopped": _mean(stopped)}
+    def _buffer(self, answers: ScoredAnswers, batch: Batch | None, mode: Mode) -> None:
+        """Metrics of rewards and answers, and those of the user's functions."""
+        cluster = self.rl_cluster
+        cluster.buffer_metrics(answer_metrics(answers), mode)
         if batch is not None:
-            sampled = batch["completion_mask"]
-            metrics |= {
-                "reward_std": _mean(self._group_std(answers.reward)),
-                # −log p of a sampled token is, on average, the entropy of its distribution; no pass over the vocabulary.
-                "entropy": -_mean(batch["sampler_logps"][sampled]),
-                "masked_answers": _mean(~batch["loss_mask"].any(axis=1)),
-                "advantage_abs": _mean(np.abs(batch["advantages"][batch["loss_mask"]])),
-            }
-        self.rl_cluster.buffer_metrics(metrics, mode)
-        advantages = None if batch is None else batch["advantages"]
+            cluster.buffer_metrics(training_metrics(answers, batch, self.num_generations), mode)
+        given = {"prompts": answers.prompts, "completions": answers.rollout.text, "rewards": answers.reward}
+        given |= {"advantages": None if batch is None else batch["advantages"], **answers.columns}
         for function in self._metric_fns:
-            made = function(
-                prompts=answers.prompts,
-                completions=answers.rollout.text,
-                rewards=answers.reward,
-                advantages=advantages,
-                **answers.columns,
-            )
-            self.rl_cluster.buffer_metrics(made, mode)
-
-    def _group_std(self, reward: np.ndarray) -> np.ndarray:
-        """Standard deviation of the rewards of each group, [prompts]; where prompts have one answer, of all answers, [1]."""
-        groups = reward.reshape(-1, self.num_generations) if self.num_generations > 1 else reward[None]
-        known = np.isfinite(groups)
-        return np.std(groups, axis=1, where=known & known.any(axis=1, keepdims=True))
+            cluster.buffer_metrics(function(**given), mode)
 
     def close(self) -> None:
         """Ends the processes of the rewards; they start again when they are needed."""
@@ -427,11 +351,11 @@ class RLLearner(abc.ABC):
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self, prompts: Iterable[Any]) -> dict[str, float]:
-        """Answers all prompts once, as the evaluation's rollout configuration says; `loss` is minus the mean reward."""
+        """ScoredAnswers all prompts once, as the evaluation's rollout configuration says; `loss` is minus the mean reward."""
         cluster = self.rl_cluster
         if not cluster.is_synced:
             cluster.sync_weights()
-        answers: Answers | None = None
+        answers: ScoredAnswers | None = None
         for number, rows in enumerate(prompts):
             sampled = self._answers(rows, Mode.EVAL, number)
             answers = sampled if answers is None else answers + sampled
@@ -439,8 +363,8 @@ class RLLearner(abc.ABC):
             return {}
         self._buffer(answers, None, Mode.EVAL)
         if self._on_trajectories is not None:
-            self._on_trajectories(self._trajectories(self.trainer.train_steps, Mode.EVAL, answers, None, None))
-        return {"loss": -_mean(answers.reward[np.isfinite(answers.reward)])}
+            self._on_trajectories(trajectories(answers, self.trainer.train_steps, Mode.EVAL))
+        return {"loss": -mean_of(answers.reward[np.isfinite(answers.reward)])}
 
 
 def token_means(values: Mapping[str, Any], mask: Any) -> dict[str, WeightedMean]:
@@ -456,7 +380,3 @@ def _tokens_of(batch: Batch) -> dict[str, np.ndarray]:
     names = {"prompt_tokens": "prompt_ids", "completion_tokens": "completion_ids"}
     masks = {name: batch[name] for name in ("prompt_mask", "completion_mask")}
     return {argument: batch[name] for argument, name in names.items()} | masks
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values)) if np.size(values) else 0.0

@@ -9,6 +9,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from tunix_lab.models.decoder import for_training
+from tunix_lab.models.value_head import ValueModel
 from tunix_lab.rl.experience import Batch
 from tunix_lab.rl.metrics_buffer import MetricsBuffers
 from tunix_lab.rl.offload import parked, unparked
@@ -17,7 +19,7 @@ from tunix_lab.sft.config import TrainingConfig
 from tunix_lab.sft.fingerprinting import GRADIENT
 from tunix_lab.sft.metrics_logger import Mode
 from tunix_lab.sft.peft_trainer import PeftTrainer
-from tunix_lab.sft.train_state import TrainState, copy_shared
+from tunix_lab.sft.train_state import TrainState, copy_shared, snapshot
 
 _CRITIC = "critic"
 
@@ -102,6 +104,14 @@ class ModelTrainer(PeftTrainer):
 
 class CriticTrainer(ModelTrainer):
     """Trains a critic, on the batches of the actor and in step with it."""
+
+    def _as_run(self, model: nnx.Module) -> nnx.Module:
+        if self.config.remat == "none" or not isinstance(model, ValueModel):
+            return model
+        graph, state = nnx.split(model)
+        changed = nnx.merge(graph, snapshot(state))
+        changed.backbone = for_training(changed.backbone, scan_layers=False, remat=self.config.remat)
+        return changed
 
     def follow(self, step: Callable[..., Any], micro_batches: Any) -> dict[str, Any]:
         """One update with the compiled `step` on arrays that the actor has on its devices."""

@@ -183,7 +183,7 @@ _RL_METRICS = {
         *("loss", "grad_norm", "learning_rate", "reward", "reward_std", "frac_zero_std_groups", "answer_tokens", "stopped"),
         *("entropy", "kl", "clip_fraction", "ratio", "logp_gap_mean", "logp_gap_max", "advantage_abs", "masked_answers"),
     ),
-    "eval": ("reward", "answer_tokens", "stopped"),
+    "eval": ("loss", "reward", "answer_tokens", "stopped"),  # the loss is minus the mean reward
     "perf": RL_PHASES,
 }
 _PPO_METRICS = ("value_loss", "value_clip_fraction", "value_mean", "return_mean", "critic_grad_norm")
@@ -203,9 +203,8 @@ def metric_names(algorithm: Algorithm) -> set[str]:
         case Distill():
             return _EVERY_METRIC | _DISTILLATION_METRICS
         case Reinforcement():
-            return fixed_rl_metrics(algorithm) | {
-                f"{mode}/{reward_metric(function)}" for mode in ("train", "eval") for function in algorithm.rewards.functions
-            }
+            metrics = [reward_metric(function) for function in algorithm.rewards.functions]
+            return fixed_rl_metrics(algorithm) | {f"{mode}/{metric}" for mode in ("train", "eval") for metric in metrics}
 
 
 def reward_metric(function: RewardFunction) -> str:
@@ -216,4 +215,11 @@ def reward_metric(function: RewardFunction) -> str:
 def fixed_rl_metrics(algorithm: Reinforcement) -> set[str]:
     """The metrics of reinforcement learning with `algorithm`, rewards by function aside."""
     names = {f"{mode}/{name}" for mode, known in _RL_METRICS.items() for name in known}
-    return names | ({f"train/{name}" for name in _PPO_METRICS} if isinstance(algorithm, Ppo) else set())
+    names -= set() if algorithm.beta else {"train/kl"}
+    match algorithm:
+        case Ppo():
+            names |= {f"train/{name}" for name in _PPO_METRICS}
+        case Dapo(dynamic_sampling=sampling, overlong_buffer_length=buffer):
+            names |= {"train/sampling_rounds"} if sampling else set()
+            names |= {"train/reward_overlong", "eval/reward_overlong"} if buffer else set()
+    return names

@@ -69,6 +69,6 @@ class CriticSpec(Section):
     """The critic of PPO: a decoder whose head gives a value for each token."""
 
     init: CriticInit | None = None
-    """Whose weights the critic starts from, below its new head; null: those that the actor starts from."""
+    """Whose weights the critic starts from, below its new head, of the actor's family and size; null: those of the actor."""
     learning_rate: Annotated[float, Gt(0)] | None = None
     """Peak learning rate; null: optimizer.learning_rate."""

@@ -14,10 +14,15 @@ from typing import Any
 
 from tunix_lab.errors import UserError
 
-Row = dict[str, str]
+Row = dict[str, Any]
 
 _ANSWER_LINE = re.compile(r"^(?:####|A:)[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
+REASONING = (
+    "Think about the problem and write your reasoning between <reasoning> and </reasoning>. "
+    "Then write the final answer, a single number, between <answer> and </answer>."
+)
+"""What the reasoning rows ask for, and `tasks.rewards.reasoning_format` and `reasoning_answer` look for."""
 _HELD_OUT = {"validation": 0.05, "test": 0.05}
 """Shares of the training questions, and of the questions with pairs, that are kept back."""
 
@@ -77,8 +82,21 @@ def preference_rows(published: Sequence[Mapping[str, Any]], *, keep_annotations:
     return rows
 
 
+def reasoning_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows {"prompt", "answer"} to be answered in `REASONING`'s form, of SFT rows; the prompt is a chat of system and user."""
+    return [
+        {
+            "prompt": [{"role": "system", "content": REASONING}, {"role": "user", "content": row["prompt"]}],
+            "answer": row["answer"],
+        }
+        for row in rows
+    ]
+
+
 def write(source: Path, out: Path, *, seed: int, keep_annotations: bool) -> dict[str, int]:
-    """Writes `sft` and `preference` datasets under `out`; returns rows by path. Same files and seed, same bytes.
+    """Writes `sft`, `reasoning` and `preference` datasets under `out`; returns rows by path. Same files and seed, same bytes.
+
+    The reasoning rows are the questions of the SFT rows, split as they are.
 
     Args:
       source: folder with train.jsonl, test.jsonl and example_model_solutions.jsonl as they are published.
@@ -104,6 +122,7 @@ def write(source: Path, out: Path, *, seed: int, keep_annotations: bool) -> dict
     seen = {row["prompt"] for split in ("train", "validation") for row in made[f"preference/{split}.jsonl"]}
     made["sft/test.jsonl"] = tested
     made["sft/unseen_test.jsonl"] = [row for row in tested if row["prompt"] not in seen]
+    made |= {f"reasoning/{split}.jsonl": reasoning_rows(made[f"sft/{split}.jsonl"]) for split in ("train", "validation", "test")}
     for path, rows in made.items():
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]

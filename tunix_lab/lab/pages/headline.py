@@ -13,6 +13,16 @@ STEP_TIME = "perf/step_s"
 _FIRST = ("eval/loss", "train/loss")
 _LOWER = ("loss", "perplexity")
 _HIGHER = ("accuracy", "exact_match")
+SAMPLED_REWARD = "train/reward"
+_OF_ROLLOUTS = (
+    SAMPLED_REWARD,
+    "train/kl",
+    "train/entropy",
+    "train/answer_tokens",
+    "train/frac_zero_std_groups",
+    "train/clip_fraction",
+)
+"""What is looked at in reinforcement learning, beside the rewards of evaluations."""
 _NOT_HEADLINES = ("eval/answer_tokens", "eval/stopped")
 
 
@@ -21,17 +31,26 @@ def higher_is_better(name: str, views: Sequence[RunView]) -> bool | None:
     said = {bool(view.manifest.get("higher_is_better")) for view in views if view.primary == name}
     if len(said) == 1:
         return said.pop()
-    if name.endswith(_HIGHER):
+    if name.endswith(_HIGHER) or is_reward(name):
         return True
     return False if name.endswith(_LOWER) else None
 
 
+def is_reward(name: str) -> bool:
+    """Whether a metric is a mean reward: the whole one, or that by one function."""
+    metric = name.partition("/")[2]
+    return metric == "reward" or (metric.startswith("reward_") and metric != "reward_std")
+
+
 def headline_metrics(views: Sequence[RunView]) -> list[str]:
-    """The metrics to show of these runs: primary ones, losses, what was evaluated, throughput."""
+    """The metrics to show of these runs: primary ones, those of rollouts, losses, what was evaluated, throughput."""
     known = {name for view in views for name in view.curves}
     evaluated = [name for name in known if name.startswith("eval/") and name not in _NOT_HEADLINES]
     evaluated.sort(key=lambda name: (higher_is_better(name, views) is None, name))  # scores before log-probabilities
-    wanted = dict.fromkeys([*(view.primary for view in views if view.primary), *_FIRST, *evaluated, THROUGHPUT])
+    first = _FIRST
+    if SAMPLED_REWARD in known:  # there eval/loss is minus the mean reward
+        first, evaluated = (*_OF_ROLLOUTS, "train/loss"), [name for name in evaluated if name != "eval/loss"]
+    wanted = dict.fromkeys([*(view.primary for view in views if view.primary), *first, *evaluated, THROUGHPUT])
     return [name for name in wanted if name in known]
 
 

@@ -9,15 +9,16 @@ from tunix_lab.lab.pages.answers import over_steps
 from tunix_lab.lab.pages.headline import THROUGHPUT, duration, headline_metrics, higher_is_better, is_typical, number, typical
 from tunix_lab.lab.pages.page import write_page
 from tunix_lab.lab.pages.plots import MAX_PANELS, Panel, Series, panel, to_svg
+from tunix_lab.lab.pages.rollouts import last_rollout
 from tunix_lab.lab.pages.run_view import RunView, leaves, read_run
 from tunix_lab.lab.pages.timings import Timings, read_timings
 from tunix_lab.lab.pages.verdict import verdict, warnings
-from tunix_lab.lab.record.run_state import read_manifest
+from tunix_lab.lab.record.run_state import TRAJECTORIES, read_manifest
 from tunix_lab.lab.tracking.checkpoints import short_name
 
 REPORT = "report.html"
 _MAX_PROMPTS = 12
-_KNOWN_EVENTS = {"attempt", "ledger", "parameters", "checkpoint", "output", "finish", "resumed"}
+_KNOWN_EVENTS = {"attempt", "ledger", "parameters", "checkpoint", "output", "finish", "resumed", TRAJECTORIES}
 _NOT_DRAWN = ("train/empty_batches", "perf/wait_s", "perf/data_s")
 _MODES = ("train", "eval")
 
@@ -39,12 +40,13 @@ def _content(view: RunView) -> dict[str, Any]:
     timings = read_timings(view)
     panels = _panels(view)
     steps, answers = over_steps(view)
+    rollout, unreadable = last_rollout(view)
     return {
         "view": view,
         "manifest": view.manifest,
         "title": short_name(view.run_id),
         "verdict": verdict(view),
-        "warnings": warnings(view),
+        "warnings": [*warnings(view), *([] if unreadable is None else [unreadable])],
         "tiles": _tiles(view, timings),
         "panels": [(drawn, _latest(view, drawn), to_svg(drawn)) for drawn in panels[:MAX_PANELS]],
         "not_drawn": [drawn.title for drawn in panels[MAX_PANELS:]],
@@ -52,6 +54,7 @@ def _content(view: RunView) -> dict[str, Any]:
         "sample_steps": steps,
         "answers": answers[:_MAX_PROMPTS],
         "n_answers": len(answers),
+        "rollout": rollout,
         "sections": _sections(view),
         "lineage": _lineage(view),
         "timings": timings,

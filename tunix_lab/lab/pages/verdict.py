@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from tunix_lab.lab.pages.headline import duration, higher_is_better, number
+from tunix_lab.lab.pages.headline import SAMPLED_REWARD, duration, higher_is_better, number
 from tunix_lab.lab.pages.run_view import Curve, RunView
 from tunix_lab.lab.record.run_state import BUNDLE, PATCH
 
@@ -93,7 +93,8 @@ def _from_events(view: RunView) -> list[str]:
 
 
 def _from_loss(view: RunView) -> list[str]:
-    curve = view.curves.get("eval/loss")
+    """Whether the loss rose again; where answers are sampled it is minus their reward, of which the verdict tells."""
+    curve = None if SAMPLED_REWARD in view.curves else view.curves.get("eval/loss")
     best = None if curve is None else curve.best(False)
     if curve is None or best is None or not curve.last > best[0] + _WORSE_BY * abs(best[0]):
         return []

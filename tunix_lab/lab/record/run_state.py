@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 PATCH = "dirty.patch"
 BUNDLE = "untracked.tar.gz"
 ENV_LOCK = "env.lock"
+TRAJECTORIES = "trajectories"
+"""The folder of sampled answers, and the kind of the events that tell of them."""
 
 RunStatus = Literal["running", "finished", "failed", "killed"]
 

@@ -15,13 +15,12 @@ import numpy as np
 from tunix_lab.errors import UserError, writing
 from tunix_lab.lab.record.journal import Journal
 from tunix_lab.lab.record.jsonl import write_atomically
+from tunix_lab.lab.record.run_state import TRAJECTORIES
 from tunix_lab.rl.trajectories import Trajectories
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FOLDER = "trajectories"
-EVENT = "trajectories"
 MODES = ("train", "eval")
 _NAME = re.compile(r"(train|eval)-(\d{6,})\.parquet")
 
@@ -34,7 +33,7 @@ def record_trajectories(journal: Journal, trajectories: Trajectories) -> Path:
     """
     path = write_trajectories(journal.run_dir, trajectories)
     journal.event(
-        EVENT,
+        TRAJECTORIES,
         step=int(trajectories.step),
         mode=trajectories.mode,
         path=path.relative_to(journal.run_dir).as_posix(),
@@ -47,7 +46,7 @@ def write_trajectories(run_dir: Path, trajectories: Trajectories) -> Path:
     """Writes `trajectories/<mode>-<step>.parquet`; returns it. One of the same mode and step is replaced."""
     import pyarrow.parquet as pq
 
-    path = run_dir / FOLDER / f"{trajectories.mode}-{trajectories.step:06d}.parquet"
+    path = run_dir / TRAJECTORIES / f"{trajectories.mode}-{trajectories.step:06d}.parquet"
     content = io.BytesIO()
     pq.write_table(_to_table(trajectories), content, compression="zstd")
     with writing(path.parent):
@@ -59,7 +58,7 @@ def write_trajectories(run_dir: Path, trajectories: Trajectories) -> Path:
 def trajectory_files(run_dir: Path) -> dict[tuple[int, str], Path]:
     """The files of a run by step and mode, in the order of steps, training first."""
     found = {}
-    for path in (run_dir / FOLDER).glob("*.parquet"):
+    for path in (run_dir / TRAJECTORIES).glob("*.parquet"):
         if named := _NAME.fullmatch(path.name):
             found[int(named[2]), named[1]] = path
     return dict(sorted(found.items(), key=lambda entry: (entry[0][0], MODES.index(entry[0][1]))))

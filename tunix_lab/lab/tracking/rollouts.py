@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunix_lab.lab.record.run_state import TRAJECTORIES
+
 if TYPE_CHECKING:
     from mlflow.entities import Span, TraceInfo
 
     from tunix_lab.lab.rollouts import Answer, Group
 
-EVENT = "trajectories"
 MAX_ROLLOUTS = 25  # of training, and as many of evaluations: more than anybody looks at, and a page of MLflow that still opens
 MAX_PROMPTS = 8  # of a rollout
 _PREVIEW = 200  # characters
@@ -31,14 +32,15 @@ def due(cadence: Mapping[str, int], mode: str, step: int) -> bool:
     """
     number, rest = divmod(step, cadence[mode])
     stride = math.ceil((cadence["last"] // cadence[mode] + 1) / MAX_ROLLOUTS)
-    return step == cadence["last"] or (rest == 0 and number % stride == 0)
+    last = cadence["last"] - (cadence[mode] if mode == "train" else 0)  # updates follow a rollout of training
+    return step == last or (rest == 0 and number % stride == 0)
 
 
 def chosen(events: Iterable[Mapping[str, Any]], manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The events of the rollouts to show; of one that a resumed run made again the first, whose time is that of the traces."""
     first: dict[str, Mapping[str, Any]] = {}
     for event in events:
-        if event["kind"] == EVENT and due(manifest["rollouts"], event["mode"], event["step"]):
+        if event["kind"] == TRAJECTORIES and due(manifest["rollouts"], event["mode"], event["step"]):
             first.setdefault(event["path"], event)
     return list(first.values())
 

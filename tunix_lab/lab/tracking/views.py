@@ -16,6 +16,7 @@ TRIED_FROM, TRIED_BELOW = (3, 17), (3, 18)
 TAG_LIMIT = 20_000  # characters in an experiment tag
 _TAG = "mlflow.sharedViewState."
 _PREFERENCE = ("dpo", "orpo")
+_REINFORCEMENT = ("grpo", "gspo", "dapo", "drgrpo", "rloo", "ppo")
 EVALUATE = "evaluate"
 
 Layout = Literal["table", "charts"]
@@ -124,6 +125,8 @@ def _columns(algorithm: str) -> list[str]:
         return ["attributes.`Duration`", *(f"metrics.`{name}`" for name in metrics), "tags.`lab.parent_run_id`"]
     metrics = ["eval/exact_match", "eval/accuracy", "eval/loss"]
     metrics += ["eval/margin"] if algorithm in _PREFERENCE else []
+    if algorithm in _REINFORCEMENT:
+        metrics = ["eval/reward", "eval/exact_match", "train/reward", "train/kl", "train/entropy", "train/answer_tokens"]
     metrics += ["train/loss", "perf/tokens_per_s"]
     params = ["algorithm.kind", "optimizer.learning_rate", "seed"]
     return [
@@ -137,6 +140,8 @@ def _columns(algorithm: str) -> list[str]:
 
 def _sections(algorithm: str) -> dict[str, list[list[str]]]:
     """Charts by section; a chart is the list of metrics drawn in it."""
+    if algorithm in _REINFORCEMENT:
+        return _rollout_sections(algorithm)
     preference = algorithm in _PREFERENCE
     sections = {  # three charts fill a row
         "eval": [["eval/exact_match"], ["eval/accuracy"], ["eval/loss"]],
@@ -145,6 +150,19 @@ def _sections(algorithm: str) -> dict[str, list[list[str]]]:
         "performance": [["perf/tokens_per_s"], ["perf/step_s"], ["perf/data_s"]],
     }
     return sections if preference else {title: charts for title, charts in sections.items() if title != "preference"}
+
+
+def _rollout_sections(algorithm: str) -> dict[str, list[list[str]]]:
+    """Those of reinforcement learning, whose loss says little."""
+    sections = {
+        "reward": [["train/reward", "eval/reward"], ["train/reward_std"], ["eval/exact_match"]],
+        "policy": [["train/kl"], ["train/entropy"], ["train/clip_fraction"]],
+        "answers": [["train/answer_tokens", "eval/answer_tokens"], ["train/frac_zero_std_groups"], ["train/stopped"]],
+        "critic": [["train/value_loss"], ["train/value_mean", "train/return_mean"], ["train/value_clip_fraction"]],
+        "training": [["train/loss"], ["train/grad_norm"], ["train/logp_gap_mean"]],
+        "performance": [["perf/tokens_per_s"], ["perf/rollout_s"], ["perf/step_s"]],
+    }
+    return sections if algorithm == "ppo" else {title: charts for title, charts in sections.items() if title != "critic"}
 
 
 def _line_chart(section: str, metrics: list[str]) -> dict[str, Any]:

@@ -3,24 +3,15 @@
 https://arxiv.org/abs/2503.14476
 """
 
-import dataclasses
-
 import numpy as np
 
-from tunix_lab._bounds import check_bounds
 from tunix_lab.ops.advantages import zero_std_groups
+from tunix_lab.rl.answers import ScoredAnswers
 from tunix_lab.rl.config import DapoKnobs
 from tunix_lab.rl.grpo.grpo_learner import GRPOLearner
-from tunix_lab.rl.rl_learner import Answers
 from tunix_lab.sft.metrics_logger import Mode
 
-
-@dataclasses.dataclass(kw_only=True)
-class DAPOConfig(DapoKnobs):
-    """`DapoKnobs`, checked."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
+DAPOConfig = DapoKnobs
 
 
 class DAPOLearner(GRPOLearner):
@@ -32,14 +23,14 @@ class DAPOLearner(GRPOLearner):
     def sampling_rounds(self) -> int:
         return self.config.max_sampling_rounds if self.config.dynamic_sampling else 1
 
-    def is_useful(self, answers: Answers) -> np.ndarray:
+    def is_useful(self, answers: ScoredAnswers) -> np.ndarray:
         if not self.config.dynamic_sampling:
             return super().is_useful(answers)
         rewards = answers.reward.reshape(-1, self.num_generations)
         alike = np.asarray(zero_std_groups(rewards, np.isfinite(rewards)))
         return np.repeat(~alike, self.num_generations)
 
-    def shape_rewards(self, answers: Answers) -> dict[str, np.ndarray]:
+    def shape_rewards(self, answers: ScoredAnswers) -> dict[str, np.ndarray]:
         if self.config.overlong_buffer_length is None:
             return {}
         budget = self.rl_cluster.cluster_config.rollout_for(Mode.TRAIN).max_tokens_to_generate

@@ -1,18 +1,9 @@
 """Dr. GRPO: neither the length of an answer nor the spread of its group scales its gradient, https://arxiv.org/abs/2503.20783."""
 
-import dataclasses
-
-from tunix_lab._bounds import check_bounds
 from tunix_lab.rl.config import DrGrpoKnobs
 from tunix_lab.rl.grpo.grpo_learner import GRPOLearner
 
-
-@dataclasses.dataclass(kw_only=True)
-class DrGRPOConfig(DrGrpoKnobs):
-    """`DrGrpoKnobs`, checked."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
+DrGRPOConfig = DrGrpoKnobs
 
 
 class DrGRPOLearner(GRPOLearner):

@@ -10,13 +10,14 @@ from tunix_lab.ops.advantages import group_advantages
 from tunix_lab.ops.kl import kl_estimate
 from tunix_lab.ops.policy_gradient import aggregate, importance_weights, policy_loss
 from tunix_lab.ops.weighted import WeightedMean
+from tunix_lab.rl.answers import ScoredAnswers
 from tunix_lab.rl.config import GRPOConfig as GRPOConfig
 from tunix_lab.rl.config import GrpoKnobs, Role
 from tunix_lab.rl.experience import Batch
 from tunix_lab.rl.forward import completion_logps
 from tunix_lab.rl.rewards import RewardFn as RewardFn
 from tunix_lab.rl.rl_cluster import RLCluster
-from tunix_lab.rl.rl_learner import Answers, RLLearner, token_means
+from tunix_lab.rl.rl_learner import RLLearner, token_means
 from tunix_lab.sft.metrics_logger import Mode
 from tunix_lab.sft.train_step import PerRow
 
@@ -59,7 +60,7 @@ class GRPOLearner(RLLearner):
     def needs_old_logps(self) -> bool:
         return super().needs_old_logps and not self.config.use_rollout_logps
 
-    def judge(self, answers: Answers, batch: Batch) -> dict[str, np.ndarray]:
+    def judge(self, answers: ScoredAnswers, batch: Batch) -> dict[str, np.ndarray]:
         trained = batch["loss_mask"].any(axis=1)
         shape = (-1, self.num_generations)
         advantages = group_advantages(answers.reward.reshape(shape), self.config.advantage_estimator, trained.reshape(shape))

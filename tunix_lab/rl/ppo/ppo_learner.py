@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -10,12 +11,13 @@ from tunix_lab.ops.advantages import gae, whiten
 from tunix_lab.ops.kl import kl_estimate
 from tunix_lab.ops.policy_gradient import aggregate, policy_loss, value_loss
 from tunix_lab.ops.weighted import WeightedMean
+from tunix_lab.rl.answers import ScoredAnswers
 from tunix_lab.rl.config import PPOConfig as PPOConfig
 from tunix_lab.rl.config import PpoKnobs, Role
 from tunix_lab.rl.experience import Batch
 from tunix_lab.rl.forward import completion_logps, completion_logps_and_entropy, completion_values
 from tunix_lab.rl.rl_cluster import RLCluster
-from tunix_lab.rl.rl_learner import Answers, RLLearner, token_means
+from tunix_lab.rl.rl_learner import RLLearner, token_means
 from tunix_lab.sft.train_step import PerRow
 
 _TOKENS = {"prompt_tokens": "prompt_ids", "completion_tokens": "completion_ids"}
@@ -25,7 +27,7 @@ class PPOLearner(RLLearner):
     """Trains actor and critic together on the same answers.
 
     The reward of an answer stands at its last token; at every token β · KL(π_old ‖ π_ref) is taken off. Advantages are those of
-    generalized advantage estimation. An answer that the budget cut off goes on, so the critic's value stands for what would come.
+    generalized advantage estimation.
     """
 
     config: PpoKnobs
@@ -78,7 +80,7 @@ class PPOLearner(RLLearner):
     def needs_old_logps(self) -> bool:
         return super().needs_old_logps or self.needs_reference
 
-    def judge(self, answers: Answers, batch: Batch) -> dict[str, np.ndarray]:
+    def judge(self, answers: ScoredAnswers, batch: Batch) -> dict[str, np.ndarray]:
         mask = batch["loss_mask"]
         tokens = {argument: batch[name] for argument, name in _TOKENS.items()}
         tokens |= {name: batch[name] for name in ("prompt_mask", "completion_mask")}
@@ -88,12 +90,13 @@ class PPOLearner(RLLearner):
         lengths = batch["completion_mask"].sum(axis=1)
         rewards[np.arange(len(lengths)), lengths - 1] = np.where(np.isfinite(answers.reward), answers.reward, 0.0)
         if self.needs_reference:
-            kl = np.asarray(kl_estimate(batch["old_logps"], batch["ref_logps"], self.config.kl_method))
+            logps = jnp.asarray(batch["old_logps"]), jnp.asarray(batch["ref_logps"])
+            kl = np.asarray(kl_estimate(*logps, self.config.kl_method))
             kl = np.where(batch["completion_mask"], kl, 0.0)
             rewards = rewards - self.config.beta * kl
             self.rl_cluster.buffer_metrics({"kl": float(kl[mask].mean()) if mask.any() else 0.0})
-        cut = np.asarray([reason != "stop" for reason in answers.rollout.finish_reason])
-        bootstrap = np.where(cut, all_values[np.arange(len(lengths)), lengths], 0.0).astype(np.float32)
+        goes_on = np.asarray([reason != "stop" for reason in answers.rollout.finish_reason]) & self.config.bootstrap_truncated
+        bootstrap = np.where(goes_on, all_values[np.arange(len(lengths)), lengths], 0.0).astype(np.float32)
         lambdas = {"gamma": self.config.gamma, "gae_lambda": self.config.gae_lambda}
         advantages, returns = gae(rewards, values, batch["completion_mask"], bootstrap=bootstrap, **lambdas)
         if self.config.whiten_advantages:
