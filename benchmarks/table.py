@@ -12,7 +12,7 @@ from pathlib import Path
 # Row -> the goal for `times_better`, that is how many times less time or memory, or how many times more tokens.
 GOALS = {f"{job}: {what}": goal for job in ("sft", "lora", "dpo", "orpo", "distill")
          for what, goal in (("step", 1 / 0.75), ("peak memory", 1 / 0.55))}  # fmt: skip
-GOALS |= {"host_6_layers: step": 1 / 0.3, "host_26_layers: step": 1 / 0.3}
+GOALS |= {f"host_{layers}_layers: {what}": 1 / 0.3 for layers in (6, 26) for what in ("main thread", "step")}
 GOALS |= {"deep_cold: first step": 2.0, "deep_warm: first step": 1 / 0.3}
 GOALS |= {"prefill: tokens": 2.5}
 GOALS |= {f"{kind}_{rows}: tokens": goal for kind, goal in (("greedy", 1.4), ("temperature", 3.0), ("top_p", 7.0))
