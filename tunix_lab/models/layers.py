@@ -59,8 +59,13 @@ class Einsum(nnx.Module):
         letters = self.weight_letters
         return "".join(x for x in letters if x not in out), "".join(x for x in letters if x in out)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        out = jnp.einsum(self.equation, x, jnp.asarray(self.w[...], self.dtype))
+    def __call__(self, x: Float[Array, "batch seq *features"]) -> Float[Array, "..."]:
+        # Rows and positions as one axis: with two, XLA on a CPU transposes what the weight's gradient is made of, at a high cost.
+        rows, positions, *_ = self.equation
+        at = self.equation.split("->")[1].index(rows)
+        equation = self.equation.replace(rows + positions, positions)
+        out = jnp.einsum(equation, x.reshape(-1, *x.shape[2:]), jnp.asarray(self.w[...], self.dtype))
+        out = out.reshape(*out.shape[:at], *x.shape[:2], *out.shape[at + 1 :])
         return out if self.b is None else out + jnp.asarray(self.b[...], self.dtype).reshape(self.bias_shape)
 
 

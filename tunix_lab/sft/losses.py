@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from tunix_lab.models.decoder import Decoder
-from tunix_lab.ops.cross_entropy import cross_entropy
+from tunix_lab.ops.cross_entropy import cross_entropy, head_cross_entropy
 from tunix_lab.ops.logps import gather_logps, token_logps
 from tunix_lab.ops.masks import causal_mask, positions_from_mask, segment_causal_mask, segment_positions
 from tunix_lab.ops.weighted import WeightedMean
@@ -44,6 +44,10 @@ def next_token_loss(
         positions = positions_from_mask(valid)
     if attention_mask is None:
         attention_mask = causal_mask(valid)
+    if isinstance(model, Decoder):
+        hidden, _ = model(input_tokens, positions, None, attention_mask, skip_lm_head=True)
+        softcap = model.config.final_logit_softcap
+        return head_cross_entropy(hidden[:, :-1], model.head(), input_tokens[:, 1:], targets, softcap=softcap)
     return cross_entropy(next_token_logps(model, input_tokens, positions, attention_mask), targets)
 
 
