@@ -59,8 +59,7 @@ def make_cluster(policy, word_tokenizer):
             cluster_config=ClusterConfig(
                 role_to_mesh=mesh or {},
                 training_config=RLTrainingConfig(actor_optimizer=optimizer or optax.sgd(0.1), **config),
-                rollout_config=RolloutConfig(**ROLLOUT | (rollout or {})),
-                **cluster or {},
+                **{"rollout_config": RolloutConfig(**ROLLOUT | (rollout or {})), **(cluster or {})},
             ),
             **options,
         )

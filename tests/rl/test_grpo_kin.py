@@ -7,6 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
+from tunix_lab.errors import UserError
+from tunix_lab.rl.config import RolloutConfig
 from tunix_lab.rl.forward import completion_logps
 from tunix_lab.rl.grpo.dapo_learner import DAPOConfig, DAPOLearner, overlong_penalty
 from tunix_lab.rl.grpo.drgrpo_learner import DrGRPOConfig, DrGRPOLearner
@@ -19,6 +21,11 @@ def zeros(prompts, completions, **columns):
     return [0.0] * len(completions)
 
 
+def trained_numbers(t):
+    """The prompts whose answers are trained on."""
+    return sorted({number for number, trained in zip(t.columns["number"], t.trained, strict=True) if trained})
+
+
 def gradient_step(model, batch, losses):
     """What one step of SGD at 0.1 makes of the model, for a loss that is a function of its log-probabilities."""
     gradient = nnx.grad(lambda model: losses(completion_logps(model, batch, 1.0)))(model)
@@ -29,7 +36,7 @@ def gradient_step(model, batch, losses):
 def trained(learner: RLLearner, prompts):
     """The parameters after one update, and the batch that made it."""
     learner.train(prompts)
-    return {name: np.array(array) for name, array in learner.trainer.state.params.items()}, learner._untold_batch
+    return {name: np.array(array) for name, array in learner.trainer.state.params.items()}, learner.last_batch
 
 
 def close(found, expected):
@@ -96,8 +103,11 @@ def test_dynamic_sampling_fills_the_batch(make_cluster, prompts, metrics):
     config = DAPOConfig(num_generations=4, max_sampling_rounds=8)
     learner = DAPOLearner(make_cluster(max_steps=2), config, [every_third], on_trajectories=kept.append)
     learner.train(prompts(4))
-    used = [sorted(set(t.columns["number"])) for t in kept]
+    used = [trained_numbers(t) for t in kept]
     assert used == [[0, 3, 6, 9], [12, 15, 18, 21]]  # 0 … 11 were read for the first batch
+    # Those of no use are in the record, too, and in the mean of rewards: a group in three has 0, 1, 2 and 3, the others have 1.
+    assert [len(t) for t in kept] == [48, 48]
+    assert metrics(learner, "reward") == pytest.approx([(1.5 + 1 + 1) / 3] * 2)
     assert metrics(learner, "sampling_rounds") == [3, 3]
     np.testing.assert_allclose(metrics(learner, "frac_zero_std_groups"), [8 / 12, 8 / 12])
     assert all(np.abs(row).max() > 0 for t in kept for row in t.advantages[:1])
@@ -114,7 +124,7 @@ def test_dynamic_sampling_gives_up(make_cluster, prompts, metrics):
     cluster = make_cluster(max_steps=2)
     learner = DAPOLearner(cluster, config, [seldom], on_trajectories=kept.append)
     learner.train(prompts(4))
-    assert sorted(set(kept[0].columns["number"])) == [1, 5]
+    assert trained_numbers(kept[0]) == [1, 5]
     assert metrics(learner, "frac_zero_std_groups") == [0.75, 1.0]
     assert np.isfinite(metrics(learner, "loss")).all()
     half = DAPOLearner(make_cluster(max_steps=1, train_micro_batch_size=1), config, [seldom])
@@ -159,3 +169,82 @@ def test_sampler_weights_and_rollout_logps(make_grpo, prompts, metrics):
     for other in params[1:]:
         close(other, params[0])
     assert reused.needs_old_logps is False and plain.needs_old_logps is True
+
+
+def test_answers_that_are_all_alike_but_for_their_length_are_of_no_use(make_cluster, prompts, metrics):
+    """What an answer loses by its length makes no group worth training on; nor do answers that are masked."""
+    config = DAPOConfig(num_generations=4, overlong_buffer_length=8, max_sampling_rounds=2)
+    rollout = {"max_tokens_to_generate": 8, "eos_tokens": [5, 6, 7]}
+    learner = DAPOLearner(make_cluster(max_steps=1, rollout=rollout), config, [zeros])
+    learner.train(prompts())
+    assert metrics(learner, "sampling_rounds") == [2]
+
+    masked = DAPOConfig(num_generations=4, mask_truncated=True, max_sampling_rounds=2)
+    learner = DAPOLearner(
+        make_cluster(max_steps=1, rollout={"eos_tokens": [63]}), masked, [lambda **answers: numbered(**answers)]
+    )
+    learner.train(prompts())
+    assert metrics(learner, "sampling_rounds") == [2]
+
+
+def numbered(prompts, completions, **columns):
+    return [float(i) for i in range(len(completions))]
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["token-mean", "sequence-mean-token-mean", "sequence-mean-token-scale", "seq-mean-token-sum", "sequence-mean-token-sum-norm"],
+)
+def test_rows_that_fill_up_a_batch_weigh_nothing(make_grpo, prompts, metrics, mode):
+    """Three prompts in micro-batches of two: the last one is filled up."""
+    norms = []
+    for micro in (None, 2):
+        learner = make_grpo({"loss_agg_mode": mode}, train_micro_batch_size=micro, max_steps=1)
+        learner.train(prompts(3))
+        norms += metrics(learner, "grad_norm")
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+def test_groups_of_equal_fractions_are_alike(make_grpo, prompts, metrics):
+    learner = make_grpo({"num_generations": 7}, [lambda prompts, completions, **columns: [1 / 3] * len(completions)], max_steps=1)
+    learner.train(prompts(2))
+    assert metrics(learner, "frac_zero_std_groups") == [1.0]
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_the_record_has_each_answers_own_log_probabilities(make_grpo, prompts, seed):
+    """Also where the prompts were dealt out to updates in another order; where they are not all known there are none."""
+    kept = []
+    learner = make_grpo({"num_iterations": 2}, learner={"data_shuffle_seed": seed, "on_trajectories": kept.append}, max_steps=2)
+    learner.train(prompts())
+    [t] = kept
+    for sampler, trainer in zip(t.sampler_logps, t.trainer_logps, strict=True):
+        np.testing.assert_allclose(sampler, trainer, atol=1e-4)
+    reused = make_grpo(
+        {"num_iterations": 2, "use_rollout_logps": True},
+        learner={"data_shuffle_seed": seed, "on_trajectories": kept.append},
+        max_steps=2,
+    )
+    reused.train(prompts())
+    for sampler, trainer in zip(kept[-1].sampler_logps, kept[-1].trainer_logps, strict=True):
+        np.testing.assert_allclose(sampler, trainer, atol=1e-4)
+
+
+def test_what_does_not_go_together(make_grpo, prompts):
+    with pytest.raises(ValueError, match="choose one of them"):
+        make_grpo({"sampler_is": "token", "use_rollout_logps": True})
+
+    def overlong(prompts, completions, **columns):
+        return [0.0] * len(completions)
+
+    with pytest.raises(ValueError, match="a reward may not be called 'overlong'"):
+        make_grpo(rewards=[overlong])
+    learner = make_grpo({"num_iterations": 2}, max_steps=3)
+    with pytest.raises(UserError, match="max_steps 3 would end training within the 2 updates"):
+        learner.train(prompts())
+    with pytest.raises(ValueError, match="makes its own batches"):
+        learner.trainer.with_data_hooks(None)
+    with pytest.raises(ValueError, match="rollout_config has no entry 'eval'"):
+        make_grpo(cluster={"rollout_config": {"train": RolloutConfig()}})
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        RolloutConfig(seed=-1)

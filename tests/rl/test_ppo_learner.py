@@ -10,6 +10,7 @@ from tunix_lab.ops.advantages import gae
 from tunix_lab.rl.config import PPOConfig, Role
 from tunix_lab.rl.forward import completion_logps
 from tunix_lab.rl.ppo.ppo_learner import PPOLearner
+from tunix_lab.rl.rewards import RewardProblem
 from tunix_lab.sft.checkpoint_manager import CheckpointManager
 
 
@@ -36,7 +37,7 @@ def test_the_first_batch(make_ppo, prompts, metrics, policy):
     """A fresh critic expects nothing, so that with λ = γ = 1 the advantage of each token is the reward of its answer."""
     learner = make_ppo({"whiten_advantages": False, "gae_lambda": 1.0}, max_steps=1, rollout={"eos_tokens": [5, 6, 7, 8]})
     learner.train(prompts())
-    batch = learner._untold_batch
+    batch = learner.last_batch
     assert metrics(learner, "ratio") == [1.0] and metrics(learner, "clip_fraction") == [0.0]
     np.testing.assert_array_equal(batch["old_values"], 0)
     rewards = np.where(batch["loss_mask"], batch["advantages"], 0)
@@ -57,7 +58,7 @@ def test_kl_is_taken_off_the_rewards(make_ppo, prompts, policy, metrics):
     kept = []
     learner._on_trajectories = kept.append
     learner.train(prompts())
-    batch, [t] = learner._untold_batch, kept
+    batch, [t] = learner.last_batch, kept
     actor = np.asarray(completion_logps(policy(), batch, 1.0))
     difference = np.asarray(completion_logps(policy(5), batch, 1.0)) - actor
     rewards = np.where(batch["completion_mask"], -0.3 * (np.exp(difference) - difference - 1), 0.0)
@@ -99,7 +100,7 @@ def test_resume_bitwise(make_ppo, prompts, policy, tmp_path):
     first.train(prompts())
     first.rl_cluster.close()
     second = learner(8, tmp_path / "cut")
-    assert second.trainer.train_steps == 4
+    assert second.trainer.train_steps == second.rl_cluster.critic_trainer.train_steps == 4
     second.train(prompts())
     same(whole(unbroken), whole(second), rtol=0)
     assert any(name.startswith("critic.") for name in whole(second))
@@ -128,9 +129,8 @@ def test_truncated_answers_may_be_taken_to_go_on(make_ppo, prompts, policy):
     kept = []
     learner._on_trajectories = kept.append
     learner.train(prompts())
-    batch, [t] = learner._untold_batch, kept
-    values = learner.rl_cluster.get_values
-    assert callable(values) and set(t.finish_reasons) == {"stop", "length"}
+    batch, [t] = learner.last_batch, kept
+    assert set(t.finish_reasons) == {"stop", "length"}
     for i, reason in enumerate(t.finish_reasons):
         n = len(t.completion_ids[i])
         beyond = batch["returns"][i, n - 1] - t.reward[i]  # λ = γ = 1: what is expected behind the end
@@ -181,3 +181,30 @@ def test_mini_batch_size_of_the_configuration(make_ppo, prompts):
     learner = make_ppo({"mini_batch_size": 2}, max_steps=2)
     learner.train(prompts(4))
     assert learner.updates_per_rollout == 2
+
+
+def test_updates_by_hand(make_ppo, prompts):
+    """`update_actor` leaves the critic alone, `update_critic` the actor; each has metrics of its own."""
+    learner = make_ppo()
+    cluster = learner.rl_cluster
+    [batch] = next(learner.updates(prompts()))
+    before = whole(learner)
+    cluster.update_actor(batch)
+    after_actor = whole(learner)
+    assert all((before[name] == after_actor[name]).all() for name in before if name.startswith("critic."))
+    assert any((before[name] != after_actor[name]).any() for name in before if not name.startswith("critic."))
+    cluster.update_critic([batch])
+    after_critic = whole(learner)
+    assert all((after_critic[name] == after_actor[name]).all() for name in before if not name.startswith("critic."))
+    assert (cluster.actor_trainer.train_steps, cluster.critic_trainer.train_steps) == (1, 1)
+    cluster.close()
+    logged = cluster.actor_trainer.metrics_logger
+    assert logged.metric_exists("loss") and logged.metric_exists("value_loss") and logged.metric_exists("critic_grad_norm")
+
+
+def test_a_reward_model_that_gives_no_number(make_cluster, prompts, policy):
+    scorer = value_model(policy(7))
+    scorer.head[...] = jnp.full_like(scorer.head[...], jnp.nan)
+    learner = PPOLearner(make_cluster(critic=True, reward=scorer, max_steps=1), PPOConfig(beta=0.0))
+    with pytest.raises(RewardProblem, match="reward reward_model: it gave nan, for answer 0 of 4"):
+        learner.train(prompts())

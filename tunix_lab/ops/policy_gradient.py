@@ -104,7 +104,12 @@ def _log_ratio(logps: Array, old_logps: Array, mask: Array, ratio_level: str) ->
 
 
 def aggregate(
-    losses: Float[Array, "rows tokens"], mask: Bool[Array, "rows tokens"], mode: str, *, norm: float | int | None = None
+    losses: Float[Array, "rows tokens"],
+    mask: Bool[Array, "rows tokens"],
+    mode: str,
+    *,
+    norm: float | int | None = None,
+    is_row: Bool[Array, " rows"] | None = None,
 ) -> WeightedMean:
     """Losses of tokens as one sum and its weight; micro-batches add up to what the whole batch gives, however rows are split.
 
@@ -124,6 +129,7 @@ def aggregate(
       mode: see the table.
       norm: tokens of the budget of an answer, for "sequence-mean-token-scale", which must have it: the width of the arrays would
         make the loss depend on padding. The other modes do not read it.
+      is_row: False for rows that only fill up a batch, which are none of the B; None takes all.
 
     Raises:
       ValueError: there is no such mode, or it lacks its norm.
@@ -143,7 +149,8 @@ def aggregate(
         case "seq-mean-token-sum":
             return WeightedMean(row_sums.sum(), rows_with_tokens)
         case "sequence-mean-token-sum-norm":
-            return WeightedMean(row_sums.sum(), jnp.asarray(mask.shape[0], jnp.float32))
+            n_rows = jnp.asarray(mask.shape[0]) if is_row is None else is_row.sum()
+            return WeightedMean(row_sums.sum(), n_rows.astype(jnp.float32))
         case _:
             raise ValueError(f"there is no loss aggregation {mode!r}; see `aggregate` for those that there are")
 

@@ -55,12 +55,16 @@ def answer_metrics(answers: ScoredAnswers) -> dict[str, float]:
     return rewards | {"answer_tokens": mean_of(lengths), "stopped": mean_of(stopped)}
 
 
-def training_metrics(answers: ScoredAnswers, batch: Batch, group_size: int) -> dict[str, float]:
-    """Of answers that train: the spread of rewards, the entropy of the policy, and the size of the advantages."""
+def training_metrics(answers: ScoredAnswers, batch: Batch, group_size: int, *, samples_all: bool) -> dict[str, float]:
+    """Of answers that train: the spread of rewards, the entropy of the policy, and the size of the advantages.
+
+    −log p of a sampled token is, on average, the entropy of the distribution that it is sampled from; no pass over the vocabulary
+    is needed. Where top-k or top-p leave only a part of it (not `samples_all`) it is less than the entropy of the whole, so it is
+    called what it is, `sampled_nll`.
+    """
     return {
         "reward_std": mean_of(group_std(answers.reward, group_size)),
-        # −log p of a sampled token is, on average, the entropy of its distribution; no pass over the vocabulary is needed.
-        "entropy": -mean_of(batch["sampler_logps"][batch["completion_mask"]]),
+        "entropy" if samples_all else "sampled_nll": -mean_of(batch["sampler_logps"][batch["completion_mask"]]),
         "masked_answers": mean_of(~batch["loss_mask"].any(axis=1)),
         "advantage_abs": mean_of(np.abs(batch["advantages"][batch["loss_mask"]])),
     }
@@ -81,9 +85,14 @@ def mean_of(values: np.ndarray) -> float:
 
 
 def trajectories(
-    answers: ScoredAnswers, step: int, mode: str, batch: Batch | None = None, trainer_logps: np.ndarray | None = None
+    answers: ScoredAnswers,
+    step: int,
+    mode: str,
+    batch: Batch | None = None,
+    trainer_logps: np.ndarray | None = None,
+    dropped: ScoredAnswers | None = None,
 ) -> Trajectories:
-    """The record of answers.
+    """The record of answers, and behind them of those that were sampled with them and are of no use.
 
     Args:
       answers: of one rollout.
@@ -91,7 +100,11 @@ def trajectories(
       mode: "train" or "eval".
       batch: what they train; None for those of an evaluation.
       trainer_logps: the trainer's log-probabilities of their tokens, [answers, tokens]; None where they are not known.
+      dropped: see above.
     """
+    if dropped is not None:
+        kept = trajectories(answers, step, mode, batch, trainer_logps)
+        return _behind(kept, trajectories(dropped, step, mode))
     rollout, lengths = answers.rollout, [len(tokens) for tokens in answers.rollout.tokens]
     cut = lambda rows: [row[:n] for row, n in zip(rows, lengths, strict=True)]  # noqa: E731
     return Trajectories(
@@ -110,4 +123,20 @@ def trajectories(
         reward=answers.reward.tolist(),
         advantages=[np.zeros(0, np.float32)] * len(lengths) if batch is None else cut(batch["advantages"]),
         columns=answers.columns,
+    )
+
+
+def _behind(kept: Trajectories, dropped: Trajectories) -> Trajectories:
+    """Both records as one; the trainer's log-probabilities of dropped answers are not known, so NaN."""
+    unknown = [np.full(len(ids), np.nan, np.float32) for ids in dropped.completion_ids]
+    names = ("prompts", "completions", "prompt_ids", "completion_ids", "finish_reasons", "trained", "sampler_logps")
+    both = {name: [*getattr(kept, name), *getattr(dropped, name)] for name in (*names, "reward", "advantages")}
+    first = max(kept.groups) + 1
+    return dataclasses.replace(
+        kept,
+        groups=[*kept.groups, *(group + first for group in dropped.groups)],
+        trainer_logps=None if kept.trainer_logps is None else [*kept.trainer_logps, *unknown],
+        rewards={name: [*values, *dropped.rewards[name]] for name, values in kept.rewards.items()},
+        columns={name: [*values, *dropped.columns[name]] for name, values in kept.columns.items() if name in dropped.columns},
+        **both,
     )

@@ -98,6 +98,14 @@ class GrpoKnobs(PolicyKnobs):
     sampler_is: Literal["token"] | None = None
     sampler_is_threshold: Annotated[float, Ge(1)] = 2.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_rollout_logps and self.sampler_is is not None:
+            raise ValueError(
+                "sampler_is weighs tokens by what use_rollout_logps takes to be equal, the probabilities of trainer and sampler: "
+                "choose one of them"
+            )
+
 
 @dataclasses.dataclass(kw_only=True)
 class GspoKnobs(GrpoKnobs):
@@ -252,6 +260,8 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if isinstance(self.seed, int) and self.seed < 0:
+            raise ValueError(f"RolloutConfig.seed must be at least 0, got {self.seed}")
         needed = self.max_prompt_length + self.max_tokens_to_generate
         if self.kv_cache_size is not None and self.kv_cache_size < needed:
             raise ValueError(
@@ -312,6 +322,12 @@ class ClusterConfig:
     offload_to_cpu: bool = False
     training_config: RLTrainingConfig
     rollout_config: RolloutConfig | Mapping[str, RolloutConfig] = dataclasses.field(default_factory=RolloutConfig)
+
+    def __post_init__(self) -> None:
+        given = self.rollout_config
+        missing = [] if isinstance(given, RolloutConfig) else [mode for mode in ("train", "eval") if mode not in given]
+        if missing:
+            raise ValueError(f"ClusterConfig.rollout_config has no entry {missing[0]!r}; give one RolloutConfig for both, or two")
 
     def rollout_for(self, mode: str) -> RolloutConfig:
         """How to sample in "train" or "eval"."""

@@ -6,6 +6,7 @@ all answers' tokens agree.
   prompt_ids int32, prompt_mask bool                        [rows, prompt]
   completion_ids int32, completion_mask bool                [rows, tokens]   the mask is True where a token is real
   loss_mask bool, advantages float32, sampler_logps float32 [rows, tokens]   a token trains where loss_mask is True
+  is_row bool                                               [rows]           False for rows that only fill up a batch
 
 and, where the algorithm has them, old_logps, ref_logps, old_values, returns: float32 [rows, tokens].
 """
@@ -20,10 +21,10 @@ Batch = dict[str, np.ndarray]
 def bucket(length: int, most: int) -> int:
     """The length to which `length` tokens are padded: few, so that few programs are compiled, and `most` at most.
 
-    Steps of 32 up to 128, then four to each doubling: at most a quarter of a long batch is padding.
+    Steps of 32 up to 64, then two to each doubling: at most a third of a long batch is padding.
     """
     step = 32
-    while step * 4 < length:
+    while step * 2 < length:
         step *= 2
     return min(most, -(-length // step) * step)
 
@@ -69,6 +70,7 @@ def token_batch(
         "loss_mask": completion_mask & np.asarray(trained, bool)[:, None],
         "advantages": np.zeros(completion_ids.shape, np.float32),
         "sampler_logps": logps,
+        "is_row": np.ones(len(completions), bool),
     }
 
 
@@ -81,5 +83,13 @@ def fill_up(batch: Batch, rows: int) -> Batch:
     """The batch with copies of its last row behind it that train nothing, `rows` in all."""
     n = len(batch["loss_mask"])
     filled = rows_of(batch, np.minimum(np.arange(rows), n - 1))
-    filled["loss_mask"] = filled["loss_mask"] & (np.arange(rows) < n)[:, None]
+    is_row = np.arange(rows) < n
+    filled["loss_mask"] = filled["loss_mask"] & is_row[:, None]
+    filled["is_row"] = filled["is_row"] & is_row
     return filled
+
+
+def tokens_of(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tokens of a batch and their masks, under the names that the methods of `RLCluster` have for them."""
+    masks = {name: batch[name] for name in ("prompt_mask", "completion_mask")}
+    return {"prompt_tokens": batch["prompt_ids"], "completion_tokens": batch["completion_ids"], **masks}

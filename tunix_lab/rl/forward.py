@@ -85,7 +85,7 @@ class Forward:
         batch = {name: batch[name] for name in _READ}
         n = len(batch["prompt_ids"])
         parts = 1 if self._mesh is None else self._mesh.shape.get(BATCH_AXIS, 1)
-        size = -(-min(rows_at_once or n, n) // parts) * parts
+        size = -(-(rows_at_once or n) // parts) * parts
         passes = []
         for start in range(0, n, size):
             rows = rows_of(batch, np.minimum(np.arange(start, start + size), n - 1))

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -12,7 +11,7 @@ from tunix_lab.rl.config import Role
 from tunix_lab.rl.experience import Batch
 from tunix_lab.rl.forward import Forward, completion_logps, final_scores
 from tunix_lab.rl.offload import parked, unparked
-from tunix_lab.sft.train_state import snapshot
+from tunix_lab.sft.train_state import addresses, snapshot
 
 
 class InferenceWorker:
@@ -22,7 +21,13 @@ class InferenceWorker:
     """
 
     def __init__(
-        self, models: Mapping[Role, nnx.Module], meshes: Mapping[Role, Mesh | None], temperature: float, *, offload: bool = False
+        self,
+        models: Mapping[Role, nnx.Module],
+        meshes: Mapping[Role, Mesh | None],
+        temperature: float,
+        *,
+        offload: bool = False,
+        held_elsewhere: Any = (),
     ):
         """Prepares the passes.
 
@@ -31,6 +36,7 @@ class InferenceWorker:
           meshes: where they lie.
           temperature: of the log-probabilities.
           offload: see above.
+          held_elsewhere: arrays that stay on the devices anyway; they are not moved.
         """
         functions = {
             Role.REFERENCE: lambda model, batch: completion_logps(model, batch, temperature),
@@ -40,7 +46,8 @@ class InferenceWorker:
         self._states: dict[Role, Any] = {role: snapshot(nnx.split(model)[1]) for role, model in models.items()}
         self._offload = offload
         if offload:
-            self._states = {role: parked(state) for role, state in self._states.items()}
+            kept = addresses(held_elsewhere)
+            self._states = {role: parked(state, kept) for role, state in self._states.items()}
 
     def has(self, role: Role) -> bool:
         """Whether there is a model of this role."""
@@ -63,8 +70,3 @@ class InferenceWorker:
             raise ValueError(f"the cluster has no {role} model: RLCluster(…, {role}=…)")
         state = unparked(self._states[role]) if self._offload else self._states[role]
         return np.asarray(self._forward[role](state, batch, rows_at_once), np.float32)
-
-
-def states_of(models: Mapping[Role, nnx.Module]) -> list[nnx.State]:
-    """The arrays of models, for those who must not touch them."""
-    return [jax.tree.map(lambda array: array, nnx.state(model)) for model in models.values()]

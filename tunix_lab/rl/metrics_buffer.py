@@ -44,20 +44,23 @@ class MetricsBuffers:
     """The buffers of training and of evaluation, which are emptied when their step is told of."""
 
     def __init__(self) -> None:
-        self._buffers: dict[Mode, MetricsBuffer] = {}
+        self._buffers: dict[tuple[Mode, int], MetricsBuffer] = {}
         self.external_logger: Callable[[MetricsBuffer], None] | None = None
 
     def add(self, metrics: Mapping[str, Any], mode: Mode | str, step: int) -> None:
-        """Adds to the buffer of a mode."""
+        """Adds to the buffer of a mode and a step."""
         mode = Mode(mode)
-        self._buffers.setdefault(mode, MetricsBuffer(step, mode=mode)).add(metrics)
+        self._buffers.setdefault((mode, step), MetricsBuffer(step, mode=mode)).add(metrics)
 
     def take(self, mode: Mode, step: int) -> dict[str, float]:
-        """Empties the buffer of a mode, tells the external logger of it, and returns its numbers."""
-        buffer = self._buffers.pop(mode, None)
-        if buffer is None:
+        """Empties the buffers of a mode up to a step, tells the external logger of them, and returns their numbers."""
+        due = sorted(at for kind, at in self._buffers if kind is mode and at <= step)
+        if not due:
             return {}
-        buffer.global_steps = step
+        whole = MetricsBuffer(step, mode=mode)
+        for at in due:
+            for name, (values, reducer) in self._buffers.pop((mode, at)).metrics.items():
+                whole.metrics.setdefault(name, ([], reducer))[0].extend(values)
         if self.external_logger is not None:
-            self.external_logger(buffer)
-        return buffer.reduced()
+            self.external_logger(whole)
+        return whole.reduced()

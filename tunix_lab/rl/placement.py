@@ -18,6 +18,10 @@ class Placement:
         self._meshes = {Role(role): auto_mesh(mesh) for role, mesh in config.role_to_mesh.items()}
         rules: Mapping[Any, Any] = config.role_to_logical_axis_rule or {}
         self._rules = {Role(role): dict(given) for role, given in rules.items()}
+        if Role.ROLLOUT in self._rules:
+            raise ValueError(
+                "role_to_logical_axis_rule: a rollout is split as `models.sharding` says; give it a mesh of its own, or no rules"
+            )
         self._moved: dict[tuple[int, Any], tuple[jax.Array, jax.Array]] = {}
 
     def mesh(self, role: Role) -> Mesh | None:

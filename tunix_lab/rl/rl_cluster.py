@@ -1,5 +1,6 @@
 """The models of reinforcement learning in one place: who lives where, who is sampled, who is trained, who only looks on."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from tunix_lab.rl.metrics_buffer import MetricsBuffers
 from tunix_lab.rl.placement import Placement
 from tunix_lab.rl.prompts import prompt_ids
 from tunix_lab.rl.rollout.base_rollout import RolloutOutput, make_rollout
-from tunix_lab.rl.trainer import CriticTrainer, RLTrainer
+from tunix_lab.rl.trainer import CriticTrainer, RLTrainer, critic_metrics
 from tunix_lab.sft.config import TrainingConfig
 from tunix_lab.sft.fingerprinting import tree_hash
 from tunix_lab.sft.metrics_logger import MetricsLogger, Mode
@@ -72,6 +73,8 @@ class RLCluster:
         Raises:
           ValueError: the configuration does not fit the models.
         """
+        if jax.process_count() > 1:
+            raise ValueError("reinforcement learning runs in one process, with all the devices that it sees")
         self.cluster_config = cluster_config
         self.tokenizer = TokenizerAdapter(tokenizer)
         self.perf = perf_tracer or HostTracer()
@@ -89,7 +92,6 @@ class RLCluster:
             training.actor_optimizer,
             training,
             critic=self.critic_trainer,
-            buffers=self._buffers,
             held_elsewhere=held,
             offload=cluster_config.offload_to_cpu,
             metrics_logger=metrics_logger,
@@ -98,7 +100,13 @@ class RLCluster:
         )
         self.temperature = cluster_config.rollout_for(Mode.TRAIN).temperature or 1.0
         meshes = {role: placement.mesh(role) for role in Role}
-        self.inference_worker = InferenceWorker(frozen, meshes, self.temperature, offload=cluster_config.offload_to_cpu)
+        self.inference_worker = InferenceWorker(
+            frozen,
+            meshes,
+            self.temperature,
+            offload=cluster_config.offload_to_cpu,
+            held_elsewhere=self.actor_trainer.frozen,
+        )
         self._old_logps = Forward(actor, lambda m, b: completion_logps(m, b, self.temperature), meshes[Role.ACTOR])
         self._values = None if critic is None else Forward(critic, completion_values, meshes[Role.CRITIC])
         self._is_apart = placement.is_apart(Role.ROLLOUT)
@@ -106,7 +114,7 @@ class RLCluster:
             cluster_config.rollout_engine,
             self.actor_trainer.model,
             self.tokenizer,
-            cluster_config.rollout_for(Mode.TRAIN),
+            _widest(cluster_config),
             meshes[Role.ROLLOUT] if self._is_apart else None,
         )
         self._synced_step: int | None = None
@@ -279,24 +287,44 @@ class RLCluster:
 
     # ---- training --------------------------------------------------------------------------------------------------
 
-    def update_actor(self, train_ds: Iterable[Batch], eval_ds: Iterable[Batch] | None = None, skip_jit: bool = False) -> None:
-        """One update of the actor from the micro-batches of `train_ds`, see `rl.experience`; its metrics are buffered.
+    def update_actor(
+        self, train_ds: Batch | Iterable[Batch], eval_ds: Iterable[Batch] | None = None, skip_jit: bool = False
+    ) -> None:
+        """One update of the actor from a batch, or from micro-batches, see `rl.experience`.
 
-        `eval_ds` is evaluated behind it, with the same loss.
+        Its metrics are logged before the next one. `eval_ds` is evaluated behind it, with the same loss.
         """
         self._update(self.actor_trainer, train_ds, eval_ds, skip_jit)
 
-    def update_critic(self, train_ds: Iterable[Batch], eval_ds: Iterable[Batch] | None = None, skip_jit: bool = False) -> None:
+    def update_critic(
+        self, train_ds: Batch | Iterable[Batch], eval_ds: Iterable[Batch] | None = None, skip_jit: bool = False
+    ) -> None:
         """The same of the critic."""
         if self.critic_trainer is None:
             raise ValueError("the cluster has no critic: RLCluster(…, critic=…)")
         self._update(self.critic_trainer, train_ds, eval_ds, skip_jit)
 
-    def _update(self, trainer: Any, train_ds: Iterable[Batch], eval_ds: Iterable[Batch] | None, skip_jit: bool) -> None:
-        metrics = trainer.update(list(train_ds), skip_jit)
-        self.buffer_metrics({name: float(value) for name, value in metrics.items() if isinstance(value, jax.Array)}, Mode.TRAIN)
+    def _update(self, trainer: Any, train_ds: Batch | Iterable[Batch], eval_ds: Iterable[Batch] | None, skip_jit: bool) -> None:
+        if trainer is self.actor_trainer:
+            self._flush()  # of the update before
+        step = self.global_steps
+        metrics = trainer.update([train_ds] if isinstance(train_ds, Mapping) else list(train_ds), skip_jit)
+        named = metrics if trainer is self.actor_trainer else critic_metrics(metrics)
+        values = {name: float(value) for name, value in named.items() if isinstance(value, jax.Array)}
+        self._buffers.add(values, Mode.TRAIN, step)
         if eval_ds is not None:
-            self.buffer_metrics(trainer.losses(eval_ds), Mode.EVAL)
+            self._buffers.add(trainer.losses(eval_ds), Mode.EVAL, step)
+
+    def _flush(self) -> None:
+        """Logs what was buffered up to the present step."""
+        for mode in (Mode.TRAIN, Mode.EVAL):
+            metrics = self.take_metrics(mode, self.global_steps)
+            if metrics:
+                self.actor_trainer.metrics_logger.log_all(metrics, self.global_steps, mode)
+
+    def take_metrics(self, mode: Mode, step: int) -> dict[str, float]:
+        """Empties the buffers of a mode up to `step`, tells the external logger, and returns their numbers."""
+        return self._buffers.take(mode, step)
 
     # ---- metrics ---------------------------------------------------------------------------------------------------
 
@@ -319,10 +347,20 @@ class RLCluster:
         return self
 
     def close(self) -> None:
-        """Finishes checkpoints and lets go of everything."""
+        """Logs what is buffered, finishes checkpoints and lets go of everything."""
+        self._flush()
         self.actor_trainer.close()
         if self.critic_trainer is not None:
             self.critic_trainer.close()
+
+
+def _widest(config: ClusterConfig) -> RolloutConfig:
+    """How training samples, with room for what evaluations sample too."""
+    train, evaluation = (config.rollout_for(mode) for mode in (Mode.TRAIN, Mode.EVAL))
+    fields = ("max_tokens_to_generate", "max_prompt_length")
+    widest = {name: max(getattr(train, name), getattr(evaluation, name)) for name in fields}
+    sizes = (train.kv_cache_size, evaluation.kv_cache_size)
+    return dataclasses.replace(train, kv_cache_size=None if None in sizes else max(sizes), **widest)
 
 
 def _seed(config: RolloutConfig, *purpose: int) -> int:

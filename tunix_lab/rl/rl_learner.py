@@ -4,6 +4,7 @@ What algorithms differ in, they override: how rewards become advantages, and the
 """
 
 import abc
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,12 +13,13 @@ import numpy as np
 from flax import nnx
 
 from tunix_lab.errors import TrainingFailed, UserError
+from tunix_lab.ops.advantages import zero_std_groups
 from tunix_lab.ops.weighted import WeightedMean
-from tunix_lab.rl.answers import ScoredAnswers, answer_metrics, group_std, mean_of, training_metrics, trajectories
+from tunix_lab.rl.answers import ScoredAnswers, answer_metrics, mean_of, training_metrics, trajectories
 from tunix_lab.rl.config import PolicyKnobs, Role
-from tunix_lab.rl.experience import Batch, fill_up, rows_of, token_batch
+from tunix_lab.rl.experience import Batch, fill_up, rows_of, token_batch, tokens_of
 from tunix_lab.rl.prompt_stream import PromptStream
-from tunix_lab.rl.rewards import RewardFn, Rewards, in_process
+from tunix_lab.rl.rewards import RewardFn, RewardProblem, Rewards, in_process, total
 from tunix_lab.rl.rl_cluster import RLCluster
 from tunix_lab.rl.rollout.base_rollout import RolloutOutput
 from tunix_lab.rl.trainer import RLTrainer
@@ -28,7 +30,31 @@ from tunix_lab.sft.train_step import PerRow
 MetricFn = Callable[..., Mapping[str, Any]]
 """(prompts, completions, rewards, advantages, **columns) -> {name: number, or (number, reducing function)}."""
 
+_RESERVED = frozenset({"std", "overlong", "reward_model"})
 _SHUFFLE = 3  # purpose of the random numbers that order the prompts of an update
+
+
+@dataclasses.dataclass
+class Untold:
+    """A rollout whose updates are being made.
+
+    Attributes:
+      step: updates made before it.
+      n_updates: that are made of it.
+      answers: that train.
+      dropped: that were sampled too, and do not.
+      batch: made of `answers`.
+      old_logps: the trainer's log-probabilities before the updates; None where the first update tells them.
+      gap: between those and the sampler's, once known.
+    """
+
+    step: int
+    n_updates: int
+    answers: ScoredAnswers
+    dropped: ScoredAnswers | None
+    batch: Batch
+    old_logps: np.ndarray | None
+    gap: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class RLLearner(abc.ABC):
@@ -67,6 +93,8 @@ class RLLearner(abc.ABC):
         self.rl_cluster = rl_cluster
         self.config = config
         self.rewards = reward_fns if isinstance(reward_fns, Rewards) else in_process(reward_fns)
+        for name in _RESERVED.intersection(self.rewards.names):
+            raise ValueError(f"a reward may not be called {name!r}: that is the name of another metric; rename the function")
         if not self.rewards.names and not rl_cluster.inference_worker.has(Role.REWARD):
             raise ValueError("no reward: give reward_fns, or RLCluster a reward model")
         self._metric_fns = list(metric_fns or ())
@@ -74,19 +102,19 @@ class RLLearner(abc.ABC):
         self._on_trajectories = on_trajectories
         self._waiting: deque[list[Batch]] = deque()
         self._n_updates = 1
-        self._untold: ScoredAnswers | None = None
-        self._untold_batch: Batch = {}
-        self._untold_logps: np.ndarray | None = None
+        self._untold: Untold | None = None
+        self._to_check: Untold | None = None
+        self.last_batch: Batch = {}  # made of the last rollout, to look at
         self._first_rows = np.zeros(0, int)
         self.trainer: RLTrainer = rl_cluster.actor_trainer.with_source(self)
-        self.trainer.with_loss_fn(self._loss, has_aux=True)
+        self.trainer.with_loss_fn(self.loss, has_aux=True)
 
     # ---- what an algorithm is ---------------------------------------------------------------------------------------
 
     @property
     @abc.abstractmethod
     def num_generations(self) -> int:
-        """ScoredAnswers to each prompt."""
+        """Answers to each prompt."""
 
     @property
     @abc.abstractmethod
@@ -102,6 +130,11 @@ class RLLearner(abc.ABC):
     def needs_old_logps(self) -> bool:
         """Whether the policy's log-probabilities before the updates must be computed: not where there is one update only."""
         return self.updates_per_rollout > 1
+
+    @property
+    def needs_sampler_logps(self) -> bool:
+        """Whether the loss reads the sampler's log-probabilities."""
+        return False
 
     @abc.abstractmethod
     def judge(self, answers: ScoredAnswers, batch: Batch) -> dict[str, np.ndarray]:
@@ -148,6 +181,7 @@ class RLLearner(abc.ABC):
 
     def updates(self, prompts: Iterable[Any]) -> Iterator[list[Batch]]:
         """The micro-batches of each update; an iterator that can save its place between rollouts."""
+        self._waiting.clear()  # of an earlier call that ended within a rollout
         return PromptStream(prompts, self._next_update)
 
     def _next_update(self, stream: "PromptStream") -> list[Batch]:
@@ -161,40 +195,51 @@ class RLLearner(abc.ABC):
         cluster, perf = self.rl_cluster, self.rl_cluster.perf
         if not cluster.is_synced:
             cluster.sync_weights()
-        answers, n_prompts, n_rounds = self._sample_useful(stream)
+        rows = stream.read()
+        n_prompts = len(rows["prompts"])
         self._n_updates = self._count_updates(n_prompts)
-        batch = self._batch(answers)
+        answers, dropped = self._sample_useful(rows, stream)
+        batch = self._token_batch(answers.rollout, self.trains(answers), Mode.TRAIN)
         with perf.span("logps"):
             batch |= self._logps(batch)
             batch |= self.judge(answers, batch)
-        self._untold, self._untold_batch = answers, batch
-        self._untold_logps = batch.get("old_logps") if self.needs_old_logps else None
-        self._buffer(answers, batch, Mode.TRAIN)
-        if self.sampling_rounds > 1:
-            cluster.buffer_metrics({"sampling_rounds": n_rounds})
+        self.last_batch = batch
+        old = batch.get("old_logps") if self.needs_old_logps else None
+        self._untold = Untold(self.trainer.train_steps, self._n_updates, answers, dropped, batch, old)
+        rollout = cluster.cluster_config.rollout_for(Mode.TRAIN)
+        is_whole = rollout.top_k is None and rollout.top_p in (None, 1.0)
+        cluster.buffer_metrics(training_metrics(answers, batch, self.num_generations, samples_all=is_whole))
+        self._buffer_of_user(answers, batch["advantages"], Mode.TRAIN)
         return self._updates_of(batch, n_prompts)
 
-    def _sample_useful(self, stream: "PromptStream") -> tuple[ScoredAnswers, int, int]:
-        """ScoredAnswers to as many prompts as one batch has, those of no use left out as far as rounds of sampling last."""
+    def _sample_useful(
+        self, rows: Mapping[str, Any] | None, stream: "PromptStream"
+    ) -> tuple[ScoredAnswers, ScoredAnswers | None]:
+        """Answers to as many prompts as one batch has, those of no use left out as far as rounds of sampling last; and those."""
         kept: ScoredAnswers | None = None
-        wanted, n_rounds = 0, 0
-        while n_rounds < self.sampling_rounds and (kept is None or len(kept.prompts) < wanted):
-            rows = stream.read() if n_rounds == 0 else stream.further()
-            if rows is None:
-                break
+        dropped: ScoredAnswers | None = None
+        n_wanted, n_rounds = len(rows["prompts"]) * self.num_generations, 0
+        while rows is not None and n_rounds < self.sampling_rounds and (kept is None or len(kept.prompts) < n_wanted):
             sampled = self._answers(rows, Mode.TRAIN, n_rounds)
-            wanted = max(wanted, len(sampled.prompts))
-            if self.num_generations > 1:
-                self.rl_cluster.buffer_metrics(
-                    {"frac_zero_std_groups": mean_of(group_std(sampled.reward, self.num_generations) == 0)}
-                )
-            useful = sampled.take(np.flatnonzero(self.is_useful(sampled)))
-            last = sampled
-            if len(useful.prompts):
-                kept = useful if kept is None else kept + useful
+            self.rl_cluster.buffer_metrics(answer_metrics(sampled) | self._group_metrics(sampled))
+            useful = self.is_useful(sampled)
+            kept = _added(kept, sampled.take(np.flatnonzero(useful)))
+            dropped = _added(dropped, sampled.take(np.flatnonzero(~useful)))
             n_rounds += 1
-        kept = last if kept is None else kept  # nothing is of use: an update of advantage zero, which is counted
-        return kept.take(np.arange(min(wanted, len(kept.prompts)))), wanted // self.num_generations, n_rounds
+            rows = stream.further() if n_rounds < self.sampling_rounds and _count(kept) < n_wanted else None
+        if self.sampling_rounds > 1:
+            self.rl_cluster.buffer_metrics({"sampling_rounds": n_rounds})
+        if kept is None:  # nothing is of use: an update of advantage zero, which is counted
+            return dropped.take(np.arange(n_wanted)), None
+        surplus = kept.take(np.arange(n_wanted, _count(kept)))
+        return kept.take(np.arange(min(n_wanted, _count(kept)))), _added(dropped, surplus)
+
+    def _group_metrics(self, sampled: ScoredAnswers) -> dict[str, float]:
+        """The share of prompts whose answers are all worth the same, which teach nothing."""
+        if self.num_generations == 1:
+            return {}
+        groups = sampled.reward.reshape(-1, self.num_generations)
+        return {"frac_zero_std_groups": mean_of(np.asarray(zero_std_groups(groups, np.isfinite(groups))))}
 
     def _answers(self, rows: Mapping[str, Any], mode: Mode, round_number: int) -> ScoredAnswers:
         """Samples answers to a batch of prompts and rewards them."""
@@ -214,17 +259,25 @@ class RLLearner(abc.ABC):
         with perf.span("reward"):
             rewards = self.rewards.score(texts, rollout.text, columns, group_size=g)
             if cluster.inference_worker.has(Role.REWARD):
-                rewards = rewards | {"reward_model": self._model_scores(rollout)}
+                rewards = rewards | {"reward_model": self._model_scores(texts, rollout, mode)}
         answers = ScoredAnswers(
             texts, np.arange(len(texts)) // g, rollout, dict(rewards), np.zeros(len(texts), np.float32), columns
         )
         answers.rewards |= self.shape_rewards(answers)
-        answers.reward = np.sum(list(answers.rewards.values()), axis=0, dtype=np.float32)
+        answers.reward = total(answers.rewards)
         return answers
 
-    def _model_scores(self, rollout: RolloutOutput) -> np.ndarray:
-        batch = self._token_batch(rollout, np.ones(len(rollout.text), bool))
-        return self.rl_cluster.get_rewards(**_tokens_of(batch), micro_batch_size=self._logps_rows)
+    def _model_scores(self, prompts: Sequence[str], rollout: RolloutOutput, mode: Mode) -> np.ndarray:
+        """The reward model's scores.
+
+        Raises:
+          RewardProblem: one of them is no number.
+        """
+        batch = self._token_batch(rollout, np.ones(len(rollout.text), bool), mode)
+        scores = self.rl_cluster.get_rewards(**tokens_of(batch), micro_batch_size=self._logps_rows)
+        for i in np.flatnonzero(~np.isfinite(scores)):
+            raise RewardProblem("reward_model", int(i), len(scores), prompts[i], rollout.text[i], f"it gave {scores[i]}")
+        return scores
 
     def _text(self, prompt: Any) -> str:
         match prompt:
@@ -237,21 +290,21 @@ class RLLearner(abc.ABC):
 
     # ---- from answers to batches ------------------------------------------------------------------------------------
 
-    def _batch(self, answers: ScoredAnswers) -> Batch:
-        """The arrays of answers; those without a reward, and cut ones if so configured, train nothing."""
+    def trains(self, answers: ScoredAnswers) -> np.ndarray:
+        """By answer, whether it trains anything: not without a reward, and, if so configured, not where the budget cut it off."""
         trained = np.isfinite(answers.reward)
         if self.config.mask_truncated:
             trained &= np.asarray([reason == "stop" for reason in answers.rollout.finish_reason])
-        return self._token_batch(answers.rollout, trained)
+        return trained
 
-    def _token_batch(self, rollout: RolloutOutput, trained: np.ndarray) -> Batch:
-        config = self.rl_cluster.cluster_config.rollout_for(Mode.TRAIN)
+    def _token_batch(self, rollout: RolloutOutput, trained: np.ndarray, mode: Mode) -> Batch:
+        config = self.rl_cluster.cluster_config.rollout_for(mode)
         lengths = {"max_prompt": config.max_prompt_length, "max_completion": config.max_tokens_to_generate}
         return token_batch(rollout.prompt_tokens, rollout.tokens, rollout.logprobs, trained, **lengths)
 
     def _logps(self, batch: Batch) -> Batch:
         """The log-probabilities that are computed before the updates."""
-        cluster, tokens, found = self.rl_cluster, _tokens_of(batch), {}
+        cluster, tokens, found = self.rl_cluster, tokens_of(batch), {}
         if self.needs_old_logps:
             found["old_logps"] = cluster.get_old_per_token_logps(**tokens, micro_batch_size=self._logps_rows)
         if self.needs_reference:
@@ -275,12 +328,20 @@ class RLLearner(abc.ABC):
             raise UserError(
                 f"a batch of {n_prompts} prompts cannot be divided into updates of {mini} (mini_batch_size); take a multiple"
             )
-        return self.config.num_iterations * (n_prompts // mini)
+        n_updates, most = self.config.num_iterations * (n_prompts // mini), self.trainer.config.max_steps
+        if most is not None and (most - self.trainer.train_steps) % n_updates:
+            raise UserError(
+                f"max_steps {most} would end training within the {n_updates} updates that are made of one rollout, where there "
+                f"is nothing to resume from: take a multiple of {n_updates}"
+            )
+        return n_updates
 
     def _updates_of(self, batch: Batch, n_prompts: int) -> list[list[Batch]]:
         """The micro-batches of every update: the whole batch in updates of `mini_batch_size` prompts, `num_iterations` times."""
         mini, micro = self._sizes(n_prompts)
         g = self.num_generations
+        if not self.needs_sampler_logps:
+            batch = {name: array for name, array in batch.items() if name != "sampler_logps"}
         batch = fill_up(batch, n_prompts * g)
         updates, self._first_rows = [], np.zeros(0, int)
         for iteration in range(self.config.num_iterations):
@@ -302,47 +363,63 @@ class RLLearner(abc.ABC):
 
     # ---- what is told -----------------------------------------------------------------------------------------------
 
-    def _loss(self, model: nnx.Module, batch: Mapping[str, Any]) -> tuple[WeightedMean, dict[str, WeightedMean | PerRow]]:
-        return self.loss(model, batch)
-
     def told(self, step: int, rows: dict[str, np.ndarray]) -> dict[str, float]:
-        """The first update of a rollout tells how far the sampler's log-probabilities are from the trainer's, and of the answers.
+        """What the updates of a rollout tell of it: the first, how far the sampler is from the trainer; the last, all metrics."""
+        untold = self._untold
+        if untold is None:
+            return {}
+        if step == untold.step + 1:
+            self._first_update(untold, rows)
+        if step < untold.step + untold.n_updates:
+            return {}
+        self._untold = None
+        return untold.gap | self.rl_cluster.take_metrics(Mode.TRAIN, step)
+
+    def _first_update(self, untold: "Untold", rows: dict[str, np.ndarray]) -> None:
+        """It is made with the weights that sampled: at least of its rows the trainer's log-probabilities are known."""
+        n, batch = _count(untold.answers), untold.batch
+        if untold.old_logps is None:
+            is_answer = self._first_rows < n
+            known, logps = self._first_rows[is_answer], rows["logps"][: len(is_answer)][is_answer]
+        else:
+            known, logps = np.arange(n), untold.old_logps
+        gap = np.abs(logps - batch["sampler_logps"][known])[batch["completion_mask"][known]]
+        untold.gap = {"logp_gap_mean": float(gap.mean()), "logp_gap_max": float(gap.max())} if gap.size else {}
+        self._to_check = untold
+        if self._on_trajectories is not None:
+            whole = None
+            if len(known) == n:
+                whole = np.zeros(logps.shape, np.float32)
+                whole[known] = logps
+            self._on_trajectories(trajectories(untold.answers, untold.step, Mode.TRAIN, batch, whole, untold.dropped))
+
+    def check(self) -> None:
+        """Ends training where what is sampled is not what is trained.
 
         Raises:
-          TrainingFailed: they are further apart than `logp_gap_limit`.
+          TrainingFailed: the log-probabilities of sampler and trainer are further apart than `logp_gap_limit`.
         """
-        if self._untold is None:
-            return {}
-        answers, batch, old = self._untold, self._untold_batch, self._untold_logps
-        self._untold = None
-        n = len(answers.prompts)
-        # The first update is made with the weights that sampled; of its rows at least the log-probabilities are known.
-        known = self._first_rows[self._first_rows < n] if old is None else np.arange(n)
-        logps = rows["logps"][: len(known)] if old is None else old
-        gap = np.abs(logps - batch["sampler_logps"][known])[batch["completion_mask"][known]]
-        trainer_logps = logps if len(known) == n else None
-        mean, largest = (float(gap.mean()), float(gap.max())) if gap.size else (0.0, 0.0)
-        if self._on_trajectories is not None:
-            first = step - 1
-            self._on_trajectories(trajectories(answers, first, Mode.TRAIN, batch, trainer_logps))
-        if not mean <= self.config.logp_gap_limit:
-            raise TrainingFailed(
-                f"at step {step} the sampler's log-probabilities of its tokens are {mean:.4g} nats from the trainer's on average "
-                f"(at most {largest:.4g}), the limit is {self.config.logp_gap_limit}: what is sampled is not what is trained. "
-                "Compute in float32, or raise logp_gap_limit if rounding alone explains it"
-            )
-        return {"logp_gap_mean": mean, "logp_gap_max": largest}
+        untold, self._to_check = self._to_check, None
+        if untold is None:
+            return
+        mean, largest = (untold.gap.get(name, 0.0) for name in ("logp_gap_mean", "logp_gap_max"))
+        if mean <= self.config.logp_gap_limit:
+            return
+        where = f"the answers sampled after {untold.step} updates"
+        if not np.isfinite(mean):
+            raise TrainingFailed(f"the log-probabilities of {where} are no numbers; the weights, or the loss, are not finite")
+        raise TrainingFailed(
+            f"the sampler's log-probabilities of {where} are {mean:.4g} nats from the trainer's on average (at most "
+            f"{largest:.4g}), the limit is {self.config.logp_gap_limit}: what is sampled is not what is trained. Compute in "
+            "float32, or raise logp_gap_limit if rounding alone explains it"
+        )
 
-    def _buffer(self, answers: ScoredAnswers, batch: Batch | None, mode: Mode) -> None:
-        """Metrics of rewards and answers, and those of the user's functions."""
-        cluster = self.rl_cluster
-        cluster.buffer_metrics(answer_metrics(answers), mode)
-        if batch is not None:
-            cluster.buffer_metrics(training_metrics(answers, batch, self.num_generations), mode)
+    def _buffer_of_user(self, answers: ScoredAnswers, advantages: np.ndarray | None, mode: Mode) -> None:
+        """The metrics that the user's functions make."""
         given = {"prompts": answers.prompts, "completions": answers.rollout.text, "rewards": answers.reward}
-        given |= {"advantages": None if batch is None else batch["advantages"], **answers.columns}
+        given |= {"advantages": advantages, **answers.columns}
         for function in self._metric_fns:
-            cluster.buffer_metrics(function(**given), mode)
+            self.rl_cluster.buffer_metrics(function(**given), mode)
 
     def close(self) -> None:
         """Ends the processes of the rewards; they start again when they are needed."""
@@ -351,20 +428,25 @@ class RLLearner(abc.ABC):
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
     def evaluate(self, prompts: Iterable[Any]) -> dict[str, float]:
-        """ScoredAnswers all prompts once, as the evaluation's rollout configuration says; `loss` is minus the mean reward."""
+        """Answers all prompts once, as the evaluation's rollout configuration says; `loss` is minus the mean reward."""
         cluster = self.rl_cluster
         if not cluster.is_synced:
             cluster.sync_weights()
         answers: ScoredAnswers | None = None
-        for number, rows in enumerate(prompts):
-            sampled = self._answers(rows, Mode.EVAL, number)
-            answers = sampled if answers is None else answers + sampled
+        for rows in prompts:
+            begin = 0 if answers is None else _count(answers)
+            numbered = {"sample_ids": np.arange(begin, begin + len(rows["prompts"])), **rows}
+            answers = _added(answers, self._answers(numbered, Mode.EVAL, 0))
         if answers is None:
             return {}
-        self._buffer(answers, None, Mode.EVAL)
+        known = np.isfinite(answers.reward)
+        if not known.any():
+            raise TrainingFailed("evaluation: no answer has a reward; the reward functions failed on all of them")
+        cluster.buffer_metrics(answer_metrics(answers), Mode.EVAL)
+        self._buffer_of_user(answers, None, Mode.EVAL)
         if self._on_trajectories is not None:
             self._on_trajectories(trajectories(answers, self.trainer.train_steps, Mode.EVAL))
-        return {"loss": -mean_of(answers.reward[np.isfinite(answers.reward)])}
+        return {"loss": -mean_of(answers.reward[known])} | cluster.take_metrics(Mode.EVAL, self.trainer.train_steps)
 
 
 def token_means(values: Mapping[str, Any], mask: Any) -> dict[str, WeightedMean]:
@@ -376,7 +458,12 @@ def _repeated(values: Sequence[Any], times: int) -> list[Any]:
     return [value for value in values for _ in range(times)]
 
 
-def _tokens_of(batch: Batch) -> dict[str, np.ndarray]:
-    names = {"prompt_tokens": "prompt_ids", "completion_tokens": "completion_ids"}
-    masks = {name: batch[name] for name in ("prompt_mask", "completion_mask")}
-    return {argument: batch[name] for argument, name in names.items()} | masks
+def _count(answers: ScoredAnswers | None) -> int:
+    return 0 if answers is None else len(answers.prompts)
+
+
+def _added(some: ScoredAnswers | None, more: ScoredAnswers | None) -> ScoredAnswers | None:
+    """Both together; None where there are none."""
+    if not _count(more):
+        return some
+    return more if some is None else some + more

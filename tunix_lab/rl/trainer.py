@@ -13,12 +13,11 @@ from flax import nnx
 from tunix_lab.models.decoder import for_training
 from tunix_lab.models.value_head import ValueModel
 from tunix_lab.rl.experience import Batch
-from tunix_lab.rl.metrics_buffer import MetricsBuffers
 from tunix_lab.rl.offload import parked, unparked
 from tunix_lab.sft.batches import stack
 from tunix_lab.sft.config import TrainingConfig
 from tunix_lab.sft.fingerprinting import GRADIENT
-from tunix_lab.sft.metrics_logger import Mode
+from tunix_lab.sft.hooks import DataHooks
 from tunix_lab.sft.peft_trainer import PeftTrainer
 from tunix_lab.sft.train_state import TrainState, copy_shared, snapshot
 
@@ -36,7 +35,10 @@ class ExperienceSource(Protocol):
         """Whether all that was sampled has been trained on."""
 
     def told(self, step: int, rows: dict[str, np.ndarray]) -> dict[str, float]:
-        """Metrics of update `step`, made of what the loss kept by row."""
+        """Metrics of update `step`, made of what the loss kept by row, and of its rollout."""
+
+    def check(self) -> None:
+        """Called when the metrics of an update are logged; raises what ends the training."""
 
     def evaluate(self, prompts: Iterable[Any]) -> dict[str, float]:
         """Metrics of answers to other prompts, `loss` among them."""
@@ -71,6 +73,7 @@ class ModelTrainer(PeftTrainer):
         self._held_elsewhere = held_elsewhere
         self._offload = offload
         super().__init__(model, optimizer, training_config, **trainer_options)
+        self._held_elsewhere = ()  # looked at once; they may move
         self.with_gen_model_input_fn(lambda batch: {"batch": batch})
 
     def _own(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -82,7 +85,7 @@ class ModelTrainer(PeftTrainer):
     def update(self, micro_batches: Sequence[Batch], skip_jit: bool = False) -> dict[str, Any]:
         """One update, outside `train`: without evaluation, checkpoint or hooks. Returns its metrics, on the devices."""
         step, _ = self.jit_train_and_eval_step(skip_jit)
-        self._state, metrics = step(self._state, self._frozen, self._place(stack(list(micro_batches)), leading=1))
+        metrics = PeftTrainer._step(self, step, self._place(stack(list(micro_batches)), leading=1))
         self._train_steps += 1
         self._iter_steps += len(micro_batches)
         return metrics
@@ -116,11 +119,14 @@ class CriticTrainer(ModelTrainer):
 
     def follow(self, step: Callable[..., Any], micro_batches: Any) -> dict[str, Any]:
         """One update with the compiled `step` on arrays that the actor has on its devices."""
-        if self._mesh is not None:
+        if self._mesh is not None and any(array.sharding.mesh != self._mesh for array in jax.tree.leaves(micro_batches)):
             micro_batches = self._place(jax.device_get(micro_batches), leading=1)
-        self._state, metrics = step(self._state, self._frozen, micro_batches)
         self._train_steps += 1
-        return metrics
+        return self._step(step, micro_batches)
+
+    def resume_at(self, state: TrainState, step: int) -> None:
+        """Goes on where its actor goes on."""
+        self._state, self._train_steps = state, step
 
 
 class RLTrainer(ModelTrainer):
@@ -137,7 +143,6 @@ class RLTrainer(ModelTrainer):
         training_config: TrainingConfig,
         *,
         critic: CriticTrainer | None = None,
-        buffers: MetricsBuffers,
         **trainer_options: Any,
     ):
         """Prepares training, and restores the newest usable checkpoint.
@@ -147,11 +152,10 @@ class RLTrainer(ModelTrainer):
           optimizer: of the actor.
           training_config: how to run.
           critic: its critic.
-          buffers: metrics of rollouts.
           **trainer_options: the keyword arguments of `ModelTrainer`.
         """
         self.critic = critic
-        self._buffers = buffers
+        self._critic_state: TrainState | None = None  # restored, on its way to the critic
         self._source: ExperienceSource | None = None
         super().__init__(model, optimizer, training_config, **trainer_options)
 
@@ -176,12 +180,22 @@ class RLTrainer(ModelTrainer):
 
     def _further_metrics(self, step: int, rows: dict[str, np.ndarray]) -> dict[str, float]:
         flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in rows.items()}
-        told = {} if self._source is None else self._source.told(step, flat)
-        return told | self._buffers.take(Mode.TRAIN, step)
+        return {} if self._source is None else self._source.told(step, flat)
+
+    def _post_process_train_step(self, aux: dict[str, float]) -> None:
+        if self._source is not None:
+            self._source.check()
+
+    def with_data_hooks(self, data_hooks: DataHooks) -> "RLTrainer":
+        """Refused: what is trained on is sampled.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError("reinforcement learning makes its own batches: give `train` prompts instead of data hooks")
 
     def _evaluate(self, eval_ds: Iterable[Any] | None, eval_step: Callable[..., Any]) -> dict[str, float]:
-        metrics = self._source.evaluate(eval_ds)
-        return metrics | self._buffers.take(Mode.EVAL, self.train_steps)
+        return self._source.evaluate(eval_ds)
 
     def park(self) -> None:
         super().park()
@@ -194,28 +208,23 @@ class RLTrainer(ModelTrainer):
 
     # ---- actor and critic as one ------------------------------------------------------------------------------------
 
-    def jit_train_and_eval_step(
-        self, skip_jit: bool = False, *, cache_nnx_graph: bool = False
-    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        train, evaluate = super().jit_train_and_eval_step(skip_jit, cache_nnx_graph=cache_nnx_graph)
-        critic = self.critic
-        if critic is None:
-            return train, evaluate
-        train_critic, _ = critic.jit_train_and_eval_step(skip_jit)
-
-        def both(state: TrainState, frozen: nnx.State, micro_batches: Any) -> tuple[TrainState, dict[str, Any]]:
-            state, metrics = train(state, frozen, micro_batches)
-            of_critic = critic.follow(train_critic, micro_batches)
-            hashes = {f"{_CRITIC}.{name}": value for name, value in of_critic.pop(GRADIENT, {}).items()}
-            metrics |= {GRADIENT: metrics[GRADIENT] | hashes} if hashes else {}
-            metrics |= {"value_loss": of_critic.pop("loss"), "critic_grad_norm": of_critic.pop("grad_norm")}
-            if "skipped" in of_critic:  # either may be
-                metrics["skipped"] = jnp.maximum(metrics["skipped"], of_critic["skipped"])
-            return state, {**of_critic, **metrics}
-
-        return both, evaluate
+    def _step(self, train_step: Callable[..., Any], micro_batches: Any) -> dict[str, Any]:
+        metrics = super()._step(train_step, micro_batches)
+        if self.critic is None:
+            return metrics
+        of_critic = self.critic.follow(self.critic.jit_train_and_eval_step()[0], micro_batches)
+        hashes = {f"{_CRITIC}.{name}": value for name, value in of_critic.pop(GRADIENT, {}).items()}
+        metrics |= {GRADIENT: metrics[GRADIENT] | hashes} if hashes else {}
+        of_critic = critic_metrics(of_critic)
+        if "skipped" in of_critic:  # either may be
+            metrics["skipped"] = jnp.maximum(metrics["skipped"], of_critic["skipped"])
+        return {**of_critic, **metrics}
 
     def _whole_state(self) -> TrainState:
+        whole = self._together()
+        return unparked(whole) if self._offload else whole
+
+    def _together(self) -> TrainState:
         if self.critic is None:
             return self._state
         actor, critic = self._state, self.critic.state
@@ -235,10 +244,22 @@ class RLTrainer(ModelTrainer):
             for part in ("actor", _CRITIC)
         }
         self._state = TrainState(actor, variables["actor"], state.opt_state["actor"])
-        self.critic._state = TrainState(critic, variables[_CRITIC], state.opt_state[_CRITIC])
+        self._critic_state = TrainState(critic, variables[_CRITIC], state.opt_state[_CRITIC])
+
+    def _restore(self) -> None:
+        super()._restore()
+        if self._critic_state is not None:
+            self.critic.resume_at(self._critic_state, self._train_steps)
+            self._critic_state = None
 
     @property
     def model(self) -> nnx.Module:
         if self.critic is not None:
             self.critic.model  # noqa: B018 - the caller's critic gets its trained parameters too
         return super().model
+
+
+def critic_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a critic's update under names that are not the actor's."""
+    own = {"loss": "value_loss", "grad_norm": "critic_grad_norm", "learning_rate": "critic_learning_rate"}
+    return {own.get(name, name): value for name, value in metrics.items() if name != "empty_batches"}

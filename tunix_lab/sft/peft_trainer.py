@@ -219,6 +219,11 @@ class PeftTrainer:
         """Trained parameters, other variables and optimizer state; the next update takes their buffers."""
         return self._state
 
+    @property
+    def frozen(self) -> nnx.State:
+        """The parameters that no update touches; other models may hold them too."""
+        return self._frozen
+
     def request_stop(self) -> None:
         """Ends training after the running update; a checkpoint is saved. Safe to call from a signal handler."""
         self._stop_requested = True
@@ -251,7 +256,7 @@ class PeftTrainer:
         self._stop_requested = False
         profiler = Profiler(self.config.profiler_options)
         check = AdapterCheck(self._state.params, self._frozen) if self.is_lora else None
-        first_step = self._train_steps
+        first_step, is_due = self._train_steps, False
         self.training_hooks.on_train_begin(self)
         try:
             with ProgressBar(self.config.pbar_description, self.config.max_steps, first_step) as self._progress:
@@ -263,7 +268,7 @@ class PeftTrainer:
                     self.training_hooks.on_train_step_begin(self)
                     with self.perf_tracer.span("wait"):
                         self._throttler.wait_for_next()
-                    self._state, metrics = train_step(self._state, self._frozen, micro_batches)
+                    metrics = self._step(train_step, micro_batches)
                     self._throttler.add_computation(metrics["loss"])
                     self._train_steps += 1
                     if check is not None:
@@ -273,8 +278,10 @@ class PeftTrainer:
                         self._run_eval(eval_ds, eval_step)
                     self.checkpoint_manager.poll()
                     self.training_hooks.on_update(self)
-                    if self.can_pause and self.checkpoint_manager.is_due(self._train_steps):
+                    is_due = is_due or self.checkpoint_manager.is_due(self._train_steps)
+                    if is_due and self.can_pause:
                         self.save_checkpoint()
+                        is_due = False
                     if self.can_pause and self._stop_requested:
                         break
                 self._flush_metrics()
@@ -285,6 +292,11 @@ class PeftTrainer:
             self.model  # noqa: B018 - the caller's model object gets the trained parameters, also after an error
         self.save_checkpoint()
         self.training_hooks.on_train_end(self)
+
+    def _step(self, train_step: Callable[..., Any], micro_batches: Any) -> dict[str, Any]:
+        """One update with the compiled step; its metrics, on the devices."""
+        self._state, metrics = train_step(self._state, self._frozen, micro_batches)
+        return metrics
 
     def _updates(self, train_ds: Iterable[Any]) -> Iterator[tuple[Any, int, BatchHashes]]:
         """Yields what one update reads, on the devices, [n_micro, rows, …], its number of tokens, and its hashes."""
@@ -396,12 +408,12 @@ class PeftTrainer:
         perf = {"perf/step_s": step_s, "perf/tokens_per_s": update.n_tokens / step_s}
         perf |= {f"perf/{name}_s": spans[name] for name in _TOLD_SPANS if name in spans}
         self.metrics_logger.log_all(values | perf, update.step, Mode.TRAIN)
-        self._post_process_train_step(values)
         shown = {"loss": values["loss"], "tokens/s": perf["perf/tokens_per_s"]}
         self._progress.update(update.step, shown)
         self.told_batch, self.told_metrics = update.micro_batches, values
         if fingerprint is not None:
             self.training_hooks.on_fingerprint(self, fingerprint)
+        self._post_process_train_step(values)
         self.training_hooks.on_train_step_end(self, update.step, values["loss"])
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------

@@ -162,8 +162,13 @@ def digest(arrays: dict[str, Any]) -> str:
 
 def copy_shared(params: Params, others: nnx.State) -> Params:
     """Copies those parameters whose memory also belongs to `others`, so that a donated update cannot take it away from them."""
-    taken = {_address(leaf) for leaf in jax.tree.leaves(others)}
+    taken = addresses(others)
     return {name: jnp.copy(array) if _address(array) in taken else array for name, array in params.items()}
+
+
+def addresses(tree: Any) -> set[int]:
+    """Where the arrays of a tree lie in memory (their first parts, of those that are split)."""
+    return {_address(leaf) for leaf in jax.tree.leaves(tree)}
 
 
 def _address(array: jax.Array) -> int:

@@ -186,7 +186,7 @@ _RL_METRICS = {
     "eval": ("loss", "reward", "answer_tokens", "stopped"),  # the loss is minus the mean reward
     "perf": RL_PHASES,
 }
-_PPO_METRICS = ("value_loss", "value_clip_fraction", "value_mean", "return_mean", "critic_grad_norm")
+_PPO_METRICS = ("value_loss", "value_clip_fraction", "value_mean", "return_mean", "critic_grad_norm", "critic_learning_rate")
 
 
 def metric_names(algorithm: Algorithm) -> set[str]:

@@ -45,6 +45,8 @@ def _step_faults(spec: "ExperimentSpec") -> Iterator[Fault]:
         ("training", "eval_every", spec.training.eval_every),
         ("checkpoint", "every", spec.checkpoint.every),
     ]
+    if spec.training.log_every > 1:  # the metrics of a rollout are those of its last update
+        places.append(("training", "log_every", spec.training.log_every))
     if spec.samples is not None:
         places.append(("samples", "every", spec.samples.every))
     for section, field, steps in places:

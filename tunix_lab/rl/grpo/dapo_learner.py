@@ -9,9 +9,12 @@ from tunix_lab.ops.advantages import zero_std_groups
 from tunix_lab.rl.answers import ScoredAnswers
 from tunix_lab.rl.config import DapoKnobs
 from tunix_lab.rl.grpo.grpo_learner import GRPOLearner
+from tunix_lab.rl.rewards import total
 from tunix_lab.sft.metrics_logger import Mode
 
 DAPOConfig = DapoKnobs
+
+_OVERLONG = "overlong"
 
 
 class DAPOLearner(GRPOLearner):
@@ -26,8 +29,10 @@ class DAPOLearner(GRPOLearner):
     def is_useful(self, answers: ScoredAnswers) -> np.ndarray:
         if not self.config.dynamic_sampling:
             return super().is_useful(answers)
-        rewards = answers.reward.reshape(-1, self.num_generations)
-        alike = np.asarray(zero_std_groups(rewards, np.isfinite(rewards)))
+        # What answers are worth, without what their length costs: eq. 11 asks whether some are right and some are not.
+        worth = total({name: values for name, values in answers.rewards.items() if name != _OVERLONG})
+        shape = (-1, self.num_generations)
+        alike = np.asarray(zero_std_groups(worth.reshape(shape), self.trains(answers).reshape(shape)))
         return np.repeat(~alike, self.num_generations)
 
     def shape_rewards(self, answers: ScoredAnswers) -> dict[str, np.ndarray]:
@@ -36,7 +41,7 @@ class DAPOLearner(GRPOLearner):
         budget = self.rl_cluster.cluster_config.rollout_for(Mode.TRAIN).max_tokens_to_generate
         lengths = np.asarray([len(tokens) for tokens in answers.rollout.tokens])
         penalty = overlong_penalty(lengths, budget, self.config.overlong_buffer_length)
-        return {"overlong": self.config.overlong_buffer_penalty * penalty}
+        return {_OVERLONG: self.config.overlong_buffer_penalty * penalty}
 
 
 def overlong_penalty(lengths: np.ndarray, budget: int, buffer: int) -> np.ndarray:

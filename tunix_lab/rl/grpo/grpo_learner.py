@@ -60,6 +60,10 @@ class GRPOLearner(RLLearner):
     def needs_old_logps(self) -> bool:
         return super().needs_old_logps and not self.config.use_rollout_logps
 
+    @property
+    def needs_sampler_logps(self) -> bool:
+        return self.config.sampler_is is not None
+
     def judge(self, answers: ScoredAnswers, batch: Batch) -> dict[str, np.ndarray]:
         trained = batch["loss_mask"].any(axis=1)
         shape = (-1, self.num_generations)
@@ -94,7 +98,7 @@ class GRPOLearner(RLLearner):
             losses = losses + config.beta * kl
             metrics["kl"] = kl
         budget = self.rl_cluster.cluster_config.rollout_for(Mode.TRAIN).max_tokens_to_generate
-        loss = aggregate(losses, mask, config.loss_agg_mode, norm=budget if config.loss_agg_mode.endswith("scale") else None)
+        loss = aggregate(losses, mask, config.loss_agg_mode, norm=budget, is_row=batch["is_row"])
         return loss, {**token_means(metrics, mask), "logps": PerRow(logps)}
 
     def _weights(self, logps: Any, batch: Mapping[str, Any]) -> Any:

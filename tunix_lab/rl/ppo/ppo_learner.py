@@ -14,13 +14,11 @@ from tunix_lab.ops.weighted import WeightedMean
 from tunix_lab.rl.answers import ScoredAnswers
 from tunix_lab.rl.config import PPOConfig as PPOConfig
 from tunix_lab.rl.config import PpoKnobs, Role
-from tunix_lab.rl.experience import Batch
+from tunix_lab.rl.experience import Batch, tokens_of
 from tunix_lab.rl.forward import completion_logps, completion_logps_and_entropy, completion_values
 from tunix_lab.rl.rl_cluster import RLCluster
 from tunix_lab.rl.rl_learner import RLLearner, token_means
 from tunix_lab.sft.train_step import PerRow
-
-_TOKENS = {"prompt_tokens": "prompt_ids", "completion_tokens": "completion_ids"}
 
 
 class PPOLearner(RLLearner):
@@ -82,9 +80,7 @@ class PPOLearner(RLLearner):
 
     def judge(self, answers: ScoredAnswers, batch: Batch) -> dict[str, np.ndarray]:
         mask = batch["loss_mask"]
-        tokens = {argument: batch[name] for argument, name in _TOKENS.items()}
-        tokens |= {name: batch[name] for name in ("prompt_mask", "completion_mask")}
-        all_values = self.rl_cluster.get_values(**tokens, micro_batch_size=self._logps_rows, with_last=True)
+        all_values = self.rl_cluster.get_values(**tokens_of(batch), micro_batch_size=self._logps_rows, with_last=True)
         values = all_values[:, :-1]
         rewards = np.zeros(mask.shape, np.float32)
         lengths = batch["completion_mask"].sum(axis=1)
@@ -102,11 +98,7 @@ class PPOLearner(RLLearner):
         if self.config.whiten_advantages:
             advantages = whiten(advantages, mask)
         advantages = np.where(mask, np.asarray(advantages), 0.0).astype(np.float32)
-        judged = {"advantages": advantages, "returns": np.asarray(returns, np.float32), "old_values": values}
-        if self.updates_per_rollout == 1 and "old_logps" in batch:
-            # The only update is on-policy: π_old is π itself, exactly, whatever rounding did to what was computed before.
-            batch["before_logps"] = batch.pop("old_logps")
-        return judged
+        return {"advantages": advantages, "returns": np.asarray(returns, np.float32), "old_values": values}
 
     def loss(self, model: nnx.Module, batch: Mapping[str, Any]) -> tuple[WeightedMean, dict[str, WeightedMean | PerRow]]:
         config, mask, temperature = self.config, batch["loss_mask"], self.rl_cluster.temperature
@@ -117,7 +109,8 @@ class PPOLearner(RLLearner):
             logps = completion_logps(model, batch, temperature)
         policy = policy_loss(
             logps,
-            batch.get("old_logps"),
+            # A single update is on-policy: π_old is π itself, exactly, whatever rounding did to what was computed before.
+            batch["old_logps"] if self.updates_per_rollout > 1 else None,
             batch["advantages"],
             mask,
             epsilon_low=config.epsilon if config.epsilon_low is None else config.epsilon_low,

@@ -14,6 +14,7 @@ from tunix_lab.generate.sampler import Sampler
 from tunix_lab.models.sharding import state_shardings
 from tunix_lab.rl.config import RolloutConfig
 from tunix_lab.rl.rollout.base_rollout import BaseRollout, RolloutOutput
+from tunix_lab.sft.train_state import mesh_of
 
 _AXES = {"data_parallel_size": "fsdp", "tensor_parallel_size": "tp"}
 
@@ -22,7 +23,8 @@ class VanillaRollout(BaseRollout):
     """Samples with `generate.sampler.Sampler`: one prefill per prompt, answers that end make room for others."""
 
     def __init__(self, model: nnx.Module, tokenizer: TokenizerAdapter, config: RolloutConfig, mesh: Mesh | None):
-        _check(config, mesh, model.config.dtype)
+        held = {str(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
+        _check(config, mesh or mesh_of(held), model.config.dtype)
         self._tokenizer = tokenizer
         shape = model.config
         size = config.kv_cache_size or config.max_prompt_length + config.max_tokens_to_generate
