@@ -16,7 +16,7 @@ from tunix_lab.lab.run_diff import diff_runs
 pytestmark = pytest.mark.slow
 
 QUIET = {"TUNIX_LAB_SYNC": "off"}
-OTHER_WEIGHT = 'algorithm.rewards.functions=[{function: "judging:digits"}, {function: "judging:brief", weight: 0.25}]'
+OTHER_WEIGHT = 'algorithm.rewards.functions=[{function: "judging:vowels"}, {function: "judging:brief", weight: 0.25}]'
 
 
 @pytest.fixture(scope="module")

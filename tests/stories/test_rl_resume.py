@@ -91,7 +91,7 @@ def test_a_reward_that_fails_stops_the_run_which_then_goes_on(project: Project, 
     whole, command = rl_run("grpo"), project.rl_command("grpo")
     # of the evaluation, the first rollout, the evaluation of step 4, and then the second rollout
     said = project.cli(*command, exit_code=4, STORY_REWARD="raise:4", **QUIET)
-    assert "reward digits: raised RuntimeError: nobody can judge this, for answer 0 of 8" in said
+    assert "reward vowels: raised RuntimeError: nobody can judge this, for answer 0 of 8" in said
     assert "prompt: " in said and "completion: " in said and "Traceback" not in said
     (run,) = project.runs()
     assert run_status(run).status == "failed" and "nobody can judge this" in run_status(run).message
@@ -106,7 +106,7 @@ def test_a_reward_that_fails_stops_the_run_which_then_goes_on(project: Project, 
 def test_a_reward_that_hangs(project: Project) -> None:
     command = project.rl_command("grpo", "algorithm.rewards.timeout_s=2")
     said = project.cli(*command, exit_code=4, STORY_REWARD="hang:2", **QUIET)
-    assert "reward digits: took longer than 2 s, for answer 0 of 8" in said and "completion: " in said
+    assert "reward vowels: took longer than 2 s, for answer 0 of 8" in said and "completion: " in said
     (run,) = project.runs()
     assert run_status(run).status == "failed"
     no_workers(project)
@@ -119,7 +119,7 @@ def test_rewards_that_fail_can_be_masked(project: Project, name: str) -> None:
     (run,) = project.runs()
     assert run_status(run).status == "finished"
     events = [event for event in read_events(run) if event["kind"] == "reward_failed"]
-    assert {event["function"] for event in events} == {"digits"} and {event["step"] for event in events} <= {0, 4, 8}
+    assert {event["function"] for event in events} == {"vowels"} and {event["step"] for event in events} <= {0, 4, 8}
     assert all("divisible by three" in event["reason"] for event in events)
     metrics = metrics_of(run)
     for rollout in read_trajectories(run, mode="train"):
