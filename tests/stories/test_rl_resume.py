@@ -18,15 +18,15 @@ from tunix_lab.lab.same_run import compare, read_outcome
 pytestmark = pytest.mark.slow
 
 QUIET = {"TUNIX_LAB_SYNC": "off"}
-KILL = [sys.executable, str(Path(__file__).parent / "kill_in_phase.py")]
+KILL = [sys.executable, "-P", str(Path(__file__).parent / "kill_in_phase.py")]
 
 # Each kill is of another attempt. With four updates of each rollout the checkpoints are of steps 4 and 8.
 KILLS = {
-    "grpo": [("sync", 2), ("rollout", 2), ("reward", 3), ("logps", 1), ("told", 1), ("save", 1), ("told", 1), ("update", 3)],
-    "ppo": [("critic", 3), ("update", 4), ("save", 1), ("critic", 1), ("reward", 1)],
+    "grpo": [("sync", 2), ("rollout", 2), ("reward", 3), ("logps", 1), ("told", 1), ("save", 1), ("saved", 1), ("told", 1)],
+    "ppo": [("critic", 3), ("update", 4), ("saved", 1), ("reward", 1), ("critic", 1)],
     # two rounds of sampling for each update, a checkpoint every second one
-    "dapo": [("rollout", 5), ("told", 3), ("rollout", 3)],
-    "ppo_lora": [("critic", 4), ("rollout", 2)],
+    "dapo": [("rollout", 4), ("saved", 1), ("told", 2)],
+    "ppo_lora": [("critic", 4), ("saved", 1), ("rollout", 1)],
 }
 
 
