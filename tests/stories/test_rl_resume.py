@@ -91,7 +91,7 @@ def test_a_reward_that_fails_stops_the_run_which_then_goes_on(project: Project, 
     whole, command = rl_run("grpo"), project.rl_command("grpo")
     # of the evaluation, the first rollout, the evaluation of step 4, and then the second rollout
     said = project.cli(*command, exit_code=4, STORY_REWARD="raise:4", **QUIET)
-    assert "reward vowels: raised RuntimeError: nobody can judge this, for answer 0 of 8" in said
+    assert "reward vowels: raised RuntimeError: nobody can judge this at " in said and ", for answer 0 of 8 (from 0):" in said
     assert "prompt: " in said and "completion: " in said and "Traceback" not in said
     (run,) = project.runs()
     assert run_status(run).status == "failed" and "nobody can judge this" in run_status(run).message
