@@ -43,7 +43,7 @@ NOTICED_BY = {
     "saved_amid_a_rollout": "rl/test_grpo_learner.py::test_checkpoints_stand_between_rollouts",
     "failed_rewards_are_zero": "rl/test_reward_faults.py::test_everything_fails_with_mask",
     "reward_at_every_token": "rl/test_ppo_learner.py::test_the_first_batch",
-    "padding_is_sampled": "rl/test_grpo_learner.py::test_grpo_step0",
+    "padding_is_sampled": "rl/test_grpo_learner.py::test_terminator_trained",
 }
 
 

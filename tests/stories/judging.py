@@ -1,7 +1,7 @@
 """Rewards of the stories of reinforcement learning; what else they do is said by the environment.
 
 STORY_REWARD is one of
-  raise:N  the Nth call of `digits` and all after it raise
+  raise:N  the Nth call of `vowels` and all after it raise
   hang:N   … hang
   stop:N   the Nth call sends SIGTERM to the run
   some     a third of all answers raise
@@ -15,7 +15,7 @@ import time
 _CALLS = [0]
 
 
-def digits(prompts, completions, **columns):
+def vowels(prompts, completions, **columns):
     _CALLS[0] += 1
     what, _, number = os.environ.get("STORY_REWARD", "").partition(":")
     if what == "stop" and _CALLS[0] == int(number):
@@ -27,7 +27,7 @@ def digits(prompts, completions, **columns):
         raise RuntimeError("one of these is divisible by three")
     if what == "huge":
         return [1e38 if i % 2 else 0.0 for i in range(len(completions))]
-    return [sum(character.isdigit() for character in text) / (1 + len(text)) for text in completions]
+    return [sum(text.count(vowel) for vowel in "aeiou") / (1 + len(text)) for text in completions]
 
 
 def brief(prompts, completions, **columns):

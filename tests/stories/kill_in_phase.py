@@ -18,6 +18,7 @@ PHASES: dict[str, tuple[str, str, bool]] = {
     "update": ("tunix_lab.rl.trainer.RLTrainer", "_tell_later", False),  # both have moved, and nothing is told
     "told": ("tunix_lab.rl.rl_learner.RLLearner", "told", True),  # the rollout is on disk, its metrics are not
     "sync": ("tunix_lab.rl.rollout.vanilla_rollout.VanillaRollout", "update_params", True),
+    "saved": ("tunix_lab.lab.record.journal.Journal", "checkpoint", True),  # complete on disk
     "save": ("tunix_lab.sft.checkpoint_manager.CheckpointManager", "save", True),  # being written in the background
 }
 

@@ -40,7 +40,7 @@ tokenizer: {{path: data/tokenizer}}
 algorithm:
   kind: {kind}
   rollout: {{max_new_tokens: 6, max_prompt_length: 40}}
-  rewards: {{functions: [{{function: "judging:digits"}}, {{function: "judging:brief", weight: 0.5}}]}}
+  rewards: {{functions: [{{function: "judging:vowels"}}, {{function: "judging:brief", weight: 0.5}}]}}
 data: {{kind: prompts, train: data/arithmetic/sft/train.jsonl, validation: data/arithmetic/sft/validation.jsonl}}
 optimizer: {{learning_rate: 1.0e-2}}
 training: {{max_steps: 8, batch_size: 2, eval_every: 4, eval_batch_size: 32}}

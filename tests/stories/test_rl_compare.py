@@ -16,7 +16,7 @@ from tunix_lab.lab.run_diff import diff_runs
 pytestmark = pytest.mark.slow
 
 QUIET = {"TUNIX_LAB_SYNC": "off"}
-OTHER_WEIGHT = 'algorithm.rewards.functions=[{function: "judging:digits"}, {function: "judging:brief", weight: 0.25}]'
+OTHER_WEIGHT = 'algorithm.rewards.functions=[{function: "judging:vowels"}, {function: "judging:brief", weight: 0.25}]'
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,8 @@ def test_told_apart(made: Project, number: int, cause: str, what: str | None) ->
 def test_the_ledger_counts_prompts(made: Project) -> None:
     run = made.runs()[0]
     told = {event["source"]: event for event in read_events(run) if event["kind"] == "ledger"}
-    assert {source: event["rows_in"] - event["rows_dropped"] for source, event in told.items()} == {
-        "train": 200,
-        "validation": 32,
-    }
+    kept = {source: event["rows_in"] - event["rows_dropped"] for source, event in told.items()}
+    assert kept == {"train": 200, "validation": 32}
     tokens = {source: (event["trained"], event["context"] - event["tokens_in"]) for source, event in told.items()}
     assert tokens == {"train": (0, 0), "validation": (0, 0)}  # prompts are read alone
 

@@ -34,7 +34,7 @@ def test_every_kind_leaves_a_complete_record(name: str, rl_run) -> None:
     assert [r.step for r in rollouts if r.mode == "eval"] == [0, 4, 8]
     for rollout in rollouts:
         assert len(rollout) == (answers if rollout.mode == "train" else VALIDATION)
-        assert set(rollout.rewards) == {"digits", "brief"} | ({"overlong"} if name == "dapo" else set())
+        assert set(rollout.rewards) == {"vowels", "brief"} | ({"overlong"} if name == "dapo" else set())
         np.testing.assert_allclose(rollout.reward, np.sum(list(rollout.rewards.values()), axis=0), rtol=1e-6)
         assert all(brief <= 0.5 for brief in rollout.rewards["brief"])  # its weight counts
         assert set(rollout.columns) == {"answer", "completion", "id"}
@@ -63,7 +63,7 @@ def test_every_kind_leaves_a_complete_record(name: str, rl_run) -> None:
     saved = [event["step"] for event in read_events(run) if event["kind"] == "checkpoint"]
     assert saved == list(range(spec.checkpoint.every, 9, spec.checkpoint.every))
     report = (run / "report.html").read_text("utf-8")
-    assert "Finished after 8 of 8 updates" in report and "digits" in report
+    assert "Finished after 8 of 8 updates" in report and "vowels" in report
     assert "Traceback" not in report and not project.reward_workers()
 
 
@@ -94,6 +94,6 @@ def test_mlflow_has_tables_and_traces(project: Project) -> None:
     assert traces == 8 * 2 + 3 * 8
     (table,) = (project.home / "mlartifacts").rglob("trajectories/train-000007.json")
     content = json.loads(table.read_text())
-    assert {"prompt", "completion", "reward", "reward_digits", "reward_brief"} <= set(content["columns"]) and len(
+    assert {"prompt", "completion", "reward", "reward_vowels", "reward_brief"} <= set(content["columns"]) and len(
         content["data"]
     ) == 4

@@ -129,12 +129,13 @@ def shortened(spec: ExperimentSpec, steps: int) -> list[str]:
         f"training.max_steps={steps}",
         f"training.eval_every={third}",
         f"checkpoint.every={quarter}",
-        f"optimizer.schedule.warmup_steps={min(spec.optimizer.schedule.warmup_steps, third)}",
         "training.log_every=1",
         "training.fingerprint_every=1",
         "training.budget=null",
         "checkpoint.keep_best=null",
     ]
+    if spec.optimizer.schedule.warmup_steps > third:  # a schedule that the file leaves out has no field to set
+        overrides.append(f"optimizer.schedule.warmup_steps={third}")
     return overrides if spec.samples is None else [*overrides, f"samples.every={third}"]
 
 
