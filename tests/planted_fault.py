@@ -236,3 +236,135 @@ def temperature_not_squared(patch):
 def soft_cap_left_out_of_the_loss(patch):
     """The loss is of the uncapped logits."""
     wrap(patch, "tunix_lab.sft.losses.token_logps", lambda original, *args, softcap=None: original(*args))
+
+
+# ---- reinforcement learning ----------------------------------------------------------------------------------------------
+
+
+@fault
+def rollouts_of_one_seed(patch):
+    """Every step samples with the random numbers of the first."""
+    wrap(
+        patch,
+        "tunix_lab.rl.rl_cluster._seed",
+        lambda original, config, mode, step, round_number: original(config, mode, 0, round_number),
+    )
+
+
+@fault
+def critic_optimizer_not_saved(patch):
+    """A restored critic begins with fresh moments."""
+    import dataclasses
+
+    def forget(original, self, state):
+        fresh = None if self.critic is None else self.critic.state.opt_state
+        original(self, state)
+        if fresh is not None:
+            self.critic._state = dataclasses.replace(self.critic._state, opt_state=fresh)
+
+    wrap(patch, "tunix_lab.rl.trainer.RLTrainer._take_state", forget)
+
+
+@fault
+def ratio_to_the_policy_itself(patch):
+    """The second update of a rollout is taken for on-policy, too."""
+    from tunix_lab.rl.rl_learner import RLLearner
+
+    patch.setattr(RLLearner, "needs_old_logps", property(lambda self: False))
+
+
+@fault
+def groups_mixed_up(patch):
+    """Answers are compared with those to other prompts."""
+
+    def transposed(original, rewards, estimator, valid=None):
+        shape = rewards.shape
+        mixed = [None if a is None else a.reshape(shape[::-1]).T for a in (rewards, valid)]
+        return original(mixed[0], estimator, mixed[1]).T.reshape(shape)
+
+    wrap(patch, "tunix_lab.rl.grpo.grpo_learner.group_advantages", transposed)
+
+
+@fault
+def end_of_answers_not_trained(patch):
+    """The last token of each answer is no target."""
+    import numpy as np
+
+    def without_end(original, *args, **kwargs):
+        batch = original(*args, **kwargs)
+        last = np.roll(batch["completion_mask"], -1, axis=1)
+        last[:, -1] = False
+        return batch | {"loss_mask": batch["loss_mask"] & last}
+
+    wrap(patch, "tunix_lab.rl.rl_learner.token_batch", without_end)
+
+
+@fault
+def sampler_one_update_behind(patch):
+    """The rollout gets the weights that it should have had before."""
+    import jax
+
+    waiting = {}
+
+    def late(original, self, params):
+        copied = jax.tree.map(jax.numpy.copy, params)  # updates take over the buffers
+        original(self, waiting.get(id(self), copied))
+        waiting[id(self)] = copied
+
+    wrap(patch, "tunix_lab.rl.rollout.vanilla_rollout.VanillaRollout.update_params", late)
+
+
+@fault
+def reference_that_follows(patch):
+    """The KL divergence is from the policy as it is now."""
+    from tunix_lab.rl.rl_cluster import RLCluster
+
+    patch.setattr(RLCluster, "get_ref_per_token_logps", RLCluster.get_old_per_token_logps)
+
+
+@fault
+def prompts_read_again_on_resume(patch):
+    """A restored run begins with the first prompts."""
+    wrap(patch, "tunix_lab.rl.prompt_stream.PromptStream.set_state", lambda original, self, state: None)
+
+
+@fault
+def saved_amid_a_rollout(patch):
+    """A checkpoint between the updates of one rollout, whose answers it does not hold."""
+    from tunix_lab.rl.trainer import RLTrainer
+
+    patch.setattr(RLTrainer, "can_pause", property(lambda self: True))
+
+
+@fault
+def failed_rewards_are_zero(patch):
+    """An answer that nobody could judge is trained as if it were worth nothing."""
+    import numpy as np
+
+    wrap(
+        patch,
+        "tunix_lab.rl.rewards.Rewards.score",
+        lambda original, *args, **kwargs: {name: np.nan_to_num(values) for name, values in original(*args, **kwargs).items()},
+    )
+
+
+@fault
+def reward_at_every_token(patch):
+    """The critic learns of a reward for each token of an answer instead of one at its end."""
+
+    def everywhere(original, rewards, values, mask, **options):
+        return original(rewards.sum(axis=1, keepdims=True) * mask, values, mask, **options)
+
+    wrap(patch, "tunix_lab.rl.ppo.ppo_learner.gae", everywhere)
+
+
+@fault
+def padding_is_sampled(patch):
+    """Every answer is as long as the longest."""
+    import numpy as np
+
+    def filled(original, *args, **kwargs):
+        batch = original(*args, **kwargs)
+        return batch | {"loss_mask": np.ones_like(batch["loss_mask"]) & batch["loss_mask"].any(axis=1, keepdims=True)}
+
+    wrap(patch, "tunix_lab.rl.rl_learner.token_batch", filled)

@@ -32,6 +32,18 @@ NOTICED_BY = {
     "reversed_distillation": "ops/test_distill.py",
     "temperature_not_squared": "ops/test_distill.py",
     "soft_cap_left_out_of_the_loss": "sft/test_losses.py",
+    "rollouts_of_one_seed": "rl/test_grpo_learner.py::test_rollouts_differ_by_step_and_within_a_group",
+    "critic_optimizer_not_saved": "rl/test_ppo_learner.py::test_resume_bitwise",
+    "ratio_to_the_policy_itself": "rl/test_grpo_learner.py::test_updates_of_one_rollout",
+    "groups_mixed_up": "rl/test_grpo_learner.py::test_zero_std_group",
+    "end_of_answers_not_trained": "rl/test_grpo_learner.py::test_terminator_trained",
+    "sampler_one_update_behind": "rl/test_grpo_learner.py::test_the_sampler_agrees_with_the_trainer",
+    "reference_that_follows": "rl/test_grpo_learner.py::test_kl_pulls_to_the_reference",
+    "prompts_read_again_on_resume": "rl/test_grpo_learner.py::test_resume_bitwise",
+    "saved_amid_a_rollout": "rl/test_grpo_learner.py::test_checkpoints_stand_between_rollouts",
+    "failed_rewards_are_zero": "rl/test_reward_faults.py::test_everything_fails_with_mask",
+    "reward_at_every_token": "rl/test_ppo_learner.py::test_the_first_batch",
+    "padding_is_sampled": "rl/test_grpo_learner.py::test_grpo_step0",
 }
 
 

@@ -7,11 +7,15 @@ import pytest
 
 VOCAB, BUDGET, STOP = 5, 3, 4
 PROMPTS = [[1, 2], [3, 0, 1, 2, 2], [2]]
+# So many that some best beam does not lead all the way, and has to take its cache along.
+RNG = np.random.default_rng(0)
+MANY = [*PROMPTS, *(RNG.integers(0, VOCAB, n).tolist() for n in RNG.integers(2, 6, 61))]
 
 
 @pytest.fixture(scope="module")
 def model(tiny_decoder):
-    return tiny_decoder(seed=4, vocab_size=VOCAB)
+    """With a head of its own, so that it does not say the same token again and again."""
+    return tiny_decoder(seed=5, vocab_size=VOCAB, tie_embeddings=False)
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +51,15 @@ def best_of_all(score, prompt, forbidden=()):
 
 def test_a_wide_beam_finds_the_best_of_all(sampler, score):
     """25 beams hold every continuation of two tokens, so nothing is cut."""
-    out = sampler.beam_search_tokens(PROMPTS, BUDGET, 25, stop_ids=[STOP])
-    for i, prompt in enumerate(PROMPTS):
+    out = sampler.beam_search_tokens(MANY, BUDGET, 25, stop_ids=[STOP])
+    for i, prompt in enumerate(MANY):
         tokens, logps = best_of_all(score, prompt)
         assert out.tokens[i].tolist() == list(tokens)
         np.testing.assert_allclose(out.logprobs[i], logps, rtol=1e-4, atol=1e-4)
         assert out.finish_reason[i] == ("stop" if tokens[-1] == STOP else "length")
     assert set(out.finish_reason) == {"stop", "length"}  # both kinds are met
+    greedy = sampler.generate_tokens(MANY, BUDGET, stop_ids=[STOP])
+    assert sum(a[0] != b[0] and len(b) == BUDGET for a, b in zip(greedy.tokens, out.tokens, strict=True)) > 1
 
 
 def test_forbidden_tokens_are_in_no_beam(sampler, score):

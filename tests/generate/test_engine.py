@@ -41,7 +41,7 @@ def used(sampler, monkeypatch):
         monkeypatch.setattr(sampler._programs, name, call)
 
     watch("prefill", lambda args: args[1].shape)
-    watch("decode", lambda args: args[1].cache["layer_0"]["k"].shape[:2])
+    watch("decode", lambda args: args[1].cache["layer_0"]["k"].shape[::2])
     watch("grow", lambda args: args[1])
     watch("keep", lambda args: len(args[1]))
     return calls

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tunix_lab.generate.sampling import SamplingParams, sample
+from tunix_lab.generate.sampling import SamplingParams, _inverse, sample
 
 DRAWS = 20_000
 PROBABILITIES = np.array([0.05, 0.3, 0.02, 0.2, 0.15, 0.04, 0.14, 0.1])
@@ -141,3 +141,26 @@ def test_changing_parameters_compiles_nothing():
 def test_parameters_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=f"{message} must be"):
         SamplingParams.of(*arguments)
+
+
+def test_rounding_reaches_no_impossible_index():
+    """The share may be rounded up to the end, and a sum may be rounded up where nothing is added: only positive weights count."""
+    weights = jnp.asarray([[0.0, 1.0, 0.0, 2.0, 0.0]] * 4)
+    index, before = _inverse(weights, jnp.asarray([0.0, 1.0, 3.0, 9.0]))
+    assert index.tolist() == [1, 3, 3, 3]
+    assert before.tolist() == [0.0, 1.0, 1.0, 1.0]
+
+
+def test_of_equal_logits_the_first_is_taken():
+    tokens, _ = sample(jnp.asarray([[0.0, 2.0, 2.0, 1.0]]), SamplingParams.of(0.0, None, None), jnp.zeros((1, 2), jnp.uint32))
+    assert tokens.tolist() == [1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_forbidden_tokens_are_as_if_they_were_not_there(temperature):
+    """Forbidding 1 and 3: of the rest 0.05 0.02 0.15 0.04 0.14 0.1 the top 3 are 4, 6 and 7; probabilities stay those of all."""
+    logits = jnp.tile(jnp.log(jnp.asarray(PROBABILITIES, jnp.float32)), (2000, 1))
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), 2000))
+    tokens, logps = sample(logits, SamplingParams.of(temperature, 3, None), keys, jnp.asarray([1, 3, 2**31 - 1]))
+    assert set(tokens.tolist()) == ({4} if temperature == 0 else {4, 6, 7})
+    np.testing.assert_allclose(logps, np.log(PROBABILITIES[np.asarray(tokens)]), rtol=1e-5)

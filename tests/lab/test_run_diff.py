@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hand_made_rollouts import rollout
 from typer.testing import CliRunner
 
 from tunix_lab.cli.main import app
 from tunix_lab.lab.record.fingerprints import Fingerprint
 from tunix_lab.lab.record.journal import Journal
+from tunix_lab.lab.record.trajectories import write_trajectories
 from tunix_lab.lab.run_diff import diff_runs, patched
 
 LAYERS = ("embedder", "layers.0", "layers.1", "final_norm")
@@ -171,3 +174,54 @@ def test_a_missing_run_is_a_mistake(a_run, diff):
     a_run("one-1")
     done = diff("one", "nowhere")
     assert done.exit_code != 0 and "no run 'nowhere'" in str(done.exception)
+
+
+# ---- reinforcement learning ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "cause", "shown"),
+    [
+        ({"prompt_ids": [[1], [1], [2], [2]]}, "prompts", "data order", ("What is 1 + 1?", "What is 1 + 1?")),
+        ({"completion_ids": [[50], [51], [54], [7]]}, "answers", "rollout", ("2", "2")),
+        ({"sampler_logps": [[-1.0]] * 4}, "log-probabilities", "rollout", None),
+        ({"rewards": {"exact_match": [1.0, 0.0, 0.25, 1.0], "shape": [0.5, 0.5, 0.5, 0.0]}}, "rewards", "reward", None),
+        ({"advantages": [[0.0]] * 4}, "advantages", "reward", None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_first_rollout_that_differs(a_run, changes, what, cause, shown):
+    """An update of other rows is blamed on what came to be first in the rollout that it was made of."""
+    changes = {
+        name: [np.asarray(row, "float32") for row in rows] if name != "rewards" else rows for name, rows in changes.items()
+    }
+    one, two = a_run("one"), a_run("two", at={3: {"batch": "other", "rows": ("x", "y")}})
+    for run_dir in (one, two):
+        write_trajectories(run_dir, rollout(0))
+    write_trajectories(one, rollout(2))
+    write_trajectories(two, rollout(2, **changes))
+    found = diff_runs(one, two)
+    assert (found.rollout.step, found.rollout.what, found.rollout.answers) == (2, what, 4)
+    assert (found.divergence.step, found.divergence.cause) == (3, cause)
+    assert "sampled after 2 updates" in found.divergence.detail
+    assert shown is None or (found.rollout.a, found.rollout.b) == shown
+    if what == "rewards":
+        assert (found.rollout.differing, found.rollout.prompt) == (1, "What is 2 + 3?")
+        assert (found.rollout.a, found.rollout.b) == ("exact_match 0, shape 0.5", "exact_match 0.25, shape 0.5")
+
+
+def test_a_rollout_that_differs_because_of_an_earlier_update(a_run):
+    one, two = a_run("one"), a_run("two", at={2: {"loss": 9.0}, 3: {"batch": "other"}})
+    write_trajectories(one, rollout(2))
+    write_trajectories(two, rollout(2, completions=["9"] * 4))
+    found = diff_runs(one, two)
+    assert (found.divergence.step, found.divergence.cause) == (2, "gradient") and found.rollout.step == 2
+
+
+def test_answers_are_shown_without_steering_the_terminal(a_run, diff):
+    for name, text in (("one", "2"), ("two", "\x1b[31m[red]")):
+        ids = [np.asarray([len(text)], np.int32)] * 4
+        write_trajectories(a_run(name), rollout(0, completions=[text] * 4, completion_ids=ids))
+    said = diff("one", "two").output
+    assert "rollouts: differ from step 0 on: the same prompts, other answers: 4 of 4 answers, sampled after 0 updates" in said
+    assert "A '2'" in said and r"B '\x1b[31m[red]'" in said and "\x1b" not in said

@@ -33,6 +33,7 @@ class Trainer:
     """Only what the hook looks at."""
 
     told_batch: Any = dataclasses.field(default_factory=lambda: {"input_tokens": jnp.arange(6).reshape(1, 2, 3)})
+    told_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     checkpoint_manager: CheckpointManager = dataclasses.field(default_factory=CheckpointManager)
 
 
@@ -60,6 +61,15 @@ def test_stop_names_the_step_and_keeps_its_batch(hooks, tmp_path, bad):
     with np.load(tmp_path / "runs/hooks" / event["batch"]) as batch:
         np.testing.assert_array_equal(batch["input_tokens"], np.arange(6).reshape(1, 2, 3))
     assert list(read_fingerprints(tmp_path / "runs/hooks")) == [7]  # the one that tells of it is kept too
+
+
+def test_a_critic_whose_loss_is_none_stops_too(hooks):
+    """Its parameters would else be saved, and spoil the actor's next update alone."""
+    trainer = Trainer(told_metrics={"loss": 0.5, "value_loss": math.inf, "critic_grad_norm": 2.0})
+    with pytest.raises(
+        TrainingFailed, match="loss 0.5, gradient norm 1.0, the critic's loss inf, its gradient norm 2.0 at step 7"
+    ):
+        hooks("stop").on_fingerprint(trainer, fingerprint(7, loss=0.5))
 
 
 @pytest.mark.parametrize(("policy", "done"), [("skip", "skipped"), ("continue", "applied all the same")])

@@ -24,6 +24,7 @@ class Trainer:
         self.train_steps = 7
         self.asked = 0
         self.verifies = True
+        self.can_pause = True
 
     def request_stop(self):
         self.asked += 1
@@ -63,6 +64,30 @@ def test_the_evaluation_before_the_first_update_counts(run_dir, monkeypatch):
         now[0] = moment
         stopping.after_update(trainer)
         assert trainer.asked == asked, moment
+
+
+def test_updates_of_one_rollout_count_as_one(run_dir, monkeypatch):
+    """Begun at 1000 s of a budget of 100; a rollout's updates end at 1010, 1020 and 1030: 2 · 30 + 2 · 1 + 2 are in reserve."""
+    now = [1000.0]
+    monkeypatch.setattr("tunix_lab.lab.stopping.time.time", lambda: now[0])
+    monkeypatch.setattr("tunix_lab.lab.stopping.psutil.Process", lambda: Life)
+    for end, asked in ((1030.0, 0), (1036.5, 1)):
+        trainer, stopping = Trainer(), Stopping(run_dir, None, 100.0)
+        now[0] = 1000.0
+        stopping.begin()
+        for moment, can_pause in ((1010.0, False), (1020.0, False), (1030.0, True), (end, True)):
+            now[0], trainer.can_pause = moment, can_pause
+            stopping.after_update(trainer)
+        assert trainer.asked == asked, end
+
+
+def test_it_says_when_it_will_stop(run_dir, capsys):
+    for can_pause, when in ((True, "after this step"), (False, "after the last update of this rollout")):
+        trainer, stopping = Trainer(), Stopping(run_dir, None, None)
+        trainer.can_pause = can_pause
+        (run_dir / STOP_FILE).touch()
+        stopping.after_update(trainer)
+        assert f"stopping {when}" in capsys.readouterr().err and trainer.asked == 1
 
 
 class Life:

@@ -66,12 +66,19 @@ def test_the_sampler_agrees_with_the_trainer(make_grpo, prompts, metrics):
 def test_terminator_trained(make_grpo, prompts, word_tokenizer):
     """Answers that end by themselves end with the stop token, which is in the loss and has an advantage."""
     options, kept = record({})
-    make_grpo(learner=options, rollout={"max_tokens_to_generate": 32, "eos_tokens": [5, 6, 7, 8]}).train(prompts())
+    learner = make_grpo(learner=options, rollout={"max_tokens_to_generate": 32, "eos_tokens": [5, 6, 7, 8]})
+    learner.train(prompts())
     stopped = [(t, i) for t in kept for i, reason in enumerate(t.finish_reasons) if reason == "stop"]
     assert stopped and any(reason == "length" for t in kept for reason in t.finish_reasons) is not None
     for t, i in stopped:
         assert t.completion_ids[i][-1] in (5, 6, 7, 8) and not set(t.completion_ids[i][:-1].tolist()) & {5, 6, 7, 8}
         assert len(t.advantages[i]) == len(t.completion_ids[i]) == len(t.trainer_logps[i]) == len(t.sampler_logps[i])
+        assert t.advantages[i][-1] == t.advantages[i][0]
+    assert any(t.advantages[i][-1] for t, i in stopped)
+    # the last rollout: all tokens of an answer are in the loss, and nothing behind them
+    in_loss = learner._untold_batch["loss_mask"]
+    assert in_loss.sum(axis=1).tolist() == [len(tokens) for tokens in kept[-1].completion_ids] and not in_loss.all()
+    assert all(row[:n].all() for row, n in zip(in_loss, in_loss.sum(axis=1), strict=True))
 
 
 def test_token_in_token_out(make_grpo, prompts):
@@ -226,8 +233,12 @@ def test_zero_std_group(make_grpo, prompts, metrics, params_of):
     def by_prompt(prompts, completions, number, **columns):
         return [0.3] * 8 + [float(i) for i in range(8)]
 
-    learner = make_grpo(rewards=[by_prompt], max_steps=1)
+    options, kept = record({})
+    learner = make_grpo(rewards=[by_prompt], learner=options, max_steps=1)
     learner.train(prompts(4))
+    # of 0 1 2 3, and of 4 5 6 7: ∓1.5 and ∓0.5 over the deviation √(5/3)
+    expected = [0.0] * 8 + 2 * [-1.5 / (5 / 3) ** 0.5, -0.5 / (5 / 3) ** 0.5, 0.5 / (5 / 3) ** 0.5, 1.5 / (5 / 3) ** 0.5]
+    np.testing.assert_allclose([row[0] for row in kept[0].advantages], expected, rtol=1e-5)
     assert metrics(learner, "frac_zero_std_groups") == [0.5]
     assert np.isfinite(metrics(learner, "loss")).all()
 

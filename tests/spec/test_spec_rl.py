@@ -82,6 +82,8 @@ def test_metrics(rl):
     assert all(name.count("/") == 1 for name in names)
     assert {"train/value_loss", "train/critic_grad_norm"} <= metric_names(rl("algorithm.kind=ppo", *SECTIONS).algorithm)
     assert "train/kl" not in metric_names(rl("algorithm.beta=0.0").algorithm)  # nothing to diverge from
+    one_each = rl("algorithm.kind=ppo", "algorithm.num_generations=1", *SECTIONS).algorithm
+    assert "train/frac_zero_std_groups" not in metric_names(one_each)  # there are no groups
     dapo = metric_names(rl("algorithm.kind=dapo", *SECTIONS, "algorithm.overlong_buffer_length=4").algorithm)
     assert {"train/sampling_rounds", "eval/reward_overlong"} <= dapo
     plain = metric_names(rl("algorithm.kind=dapo", *SECTIONS, "algorithm.dynamic_sampling=false").algorithm)

@@ -1,5 +1,6 @@
 """What all stories share: data, a cache of compiled programs, and a project folder each."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,22 @@ def project(tmp_path: Path, data: Path, cache: Path) -> Project:
     home.mkdir()
     (home / "data").symlink_to(data)
     return Project(home, cache)
+
+
+@pytest.fixture(scope="session")
+def rl_run(tmp_path_factory: pytest.TempPathFactory, data: Path, cache: Path) -> Callable[[str], tuple[Project, Path]]:
+    """`rl_run(name)`: a finished run of one of `RL_KINDS` that nobody interrupted, and its project; made once."""
+    made: dict[str, tuple[Project, Path]] = {}
+
+    def get(name: str) -> tuple[Project, Path]:
+        if name not in made:
+            home = tmp_path_factory.mktemp(name) / "project"
+            home.mkdir()
+            (home / "data").symlink_to(data)
+            project = Project(home, cache)
+            project.cli(*project.rl_command(name), TUNIX_LAB_SYNC="off")
+            (run,) = project.runs()
+            made[name] = project, run
+        return made[name]
+
+    return get

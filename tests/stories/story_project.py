@@ -1,5 +1,6 @@
 """A small project on disk, and `tunix-lab` run in it as a user runs it: in processes of its own."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 from tunix_lab.lab.record.journal import read_metrics
 
@@ -30,6 +33,36 @@ PAIRS = (
     "{kind: preference, train: data/arithmetic/preference/train.jsonl, validation: data/arithmetic/preference/validation.jsonl}"
 )
 
+RL_SPEC = """
+name: {name}
+model: {{family: gemma3, size: pico, num_layers: 1, init: {{kind: random}}}}
+tokenizer: {{path: data/tokenizer}}
+algorithm:
+  kind: {kind}
+  rollout: {{max_new_tokens: 6, max_prompt_length: 40}}
+  rewards: {{functions: [{{function: "judging:digits"}}, {{function: "judging:brief", weight: 0.5}}]}}
+data: {{kind: prompts, train: data/arithmetic/sft/train.jsonl, validation: data/arithmetic/sft/validation.jsonl}}
+optimizer: {{learning_rate: 1.0e-2}}
+training: {{max_steps: 8, batch_size: 2, eval_every: 4, eval_batch_size: 32}}
+checkpoint: {{every: 2, keep_last: 2}}
+samples: {{every: 4, count: 2, max_new_tokens: 4}}
+tracking: {{experiment: stories}}
+"""
+RL_REWARDS = (Path(__file__).parent / "judging.py").read_text()
+SEVERAL = ("algorithm.num_iterations=2", "algorithm.rollout.prompts=4", "checkpoint.every=4")
+"""Overrides for four updates of each rollout."""
+# name -> (algorithm, overrides)
+RL_KINDS = {
+    "grpo": ("grpo", SEVERAL),
+    "gspo": ("gspo", SEVERAL),
+    "dapo": ("dapo", ("algorithm.overlong_buffer_length=2", "algorithm.max_sampling_rounds=2")),
+    "drgrpo": ("drgrpo", ()),
+    "rloo": ("rloo", ()),
+    "ppo": ("ppo", SEVERAL),
+    "grpo_lora": ("grpo", ("adapter={kind: lora, rank: 4, alpha: 8}",)),
+    "ppo_lora": ("ppo", ("adapter={kind: lora, rank: 4, alpha: 8}", "algorithm.num_iterations=2")),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Project:
@@ -49,6 +82,15 @@ class Project:
         path.write_text(SPEC.format(name=name, init=init, algorithm=algorithm, data=data))
         return path
 
+    def rl_command(self, name: str, *overrides: str) -> list[str]:
+        """Writes an experiment of `RL_KINDS` and the module of its rewards; returns the arguments that run it."""
+        kind, own = RL_KINDS[name]
+        path = self.home / "experiments" / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(RL_SPEC.format(name=name, kind=kind))
+        (self.home / "judging.py").write_text(RL_REWARDS)
+        return ["run", str(path), *(f"--set={text}" for text in (*own, *overrides))]
+
     def start(self, *arguments: str, **more: str) -> subprocess.Popen:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*COMMAND, *arguments], cwd=self.home, env=self.environment(**more), **pipes)
@@ -59,6 +101,15 @@ class Project:
         out, err = process.communicate(timeout=300)
         assert process.returncode == exit_code, f"exit code {process.returncode}\n{out}\n{err}"
         return out + err
+
+    def reward_workers(self) -> list[psutil.Process]:
+        """The processes that call reward functions for runs of this project."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            with contextlib.suppress(psutil.Error):
+                if "tunix_lab.rl.reward_worker" in (process.info["cmdline"] or ()) and Path(process.cwd()) == self.home.resolve():
+                    found.append(process)
+        return found
 
     def runs(self) -> list[Path]:
         return sorted((self.home / "runs").iterdir(), key=lambda path: path.stat().st_ctime)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from story_project import CHAT, PAIRS, Project
+from story_project import CHAT, PAIRS, RL_KINDS, Project
 
 from tunix_lab.lab.record.journal import run_status
 from tunix_lab.lab.record.run_state import read_events
@@ -30,7 +30,7 @@ MIXED = CHAT.replace(
     "train: data/arithmetic/sft/train.jsonl",
     "train: [{path: data/arithmetic/sft/train.jsonl, weight: 2}, {path: data/arithmetic/sft/validation.jsonl, weight: 1}]",
 )
-# name -> (algorithm, data, overrides)
+# name -> (algorithm, data, overrides); those of reinforcement learning are `RL_KINDS`
 ALGORITHMS = {
     "sft": ("{kind: sft}", CHAT, ()),
     "packed": ("{kind: sft}", PACKED, ("training.scan_layers=true", "training.remat=block")),
@@ -44,7 +44,7 @@ ALGORITHMS = {
     "distill": (f"{{kind: distill, {TEACHER}}}", CHAT, ()),
     "distill_features": (f"{{kind: distill, {TEACHER}, strategy: {{kind: feature_projection}}}}", CHAT, ()),
 }
-OF_EVERY_DAY = ("sft", "dpo_lora")
+OF_EVERY_DAY = ("sft", "dpo_lora", "ppo")
 KILLS_A_RUN = 3
 QUIET = {"TUNIX_LAB_SYNC": "off"}
 
@@ -82,6 +82,8 @@ class Arena:
         return project
 
     def command(self, project: Project, algorithm: str) -> list[str]:
+        if algorithm in RL_KINDS:
+            return project.rl_command(algorithm, "training.max_steps=16")
         kind, data, overrides = ALGORITHMS[algorithm]
         spec = project.write_spec(algorithm, algorithm=kind, data=data)
         short = ("model.size=pico", "training.max_steps=16", "training.eval_every=5", "checkpoint.every=3", "samples.every=7")
@@ -160,7 +162,7 @@ def torment(arena: Arena, algorithm: str, reference: Reference, number: int, see
 
 def test_chaos(tmp_path: Path, data: Path, cache: Path, pytestconfig: pytest.Config) -> None:
     wanted, seed = pytestconfig.getoption("--chaos"), pytestconfig.getoption("--chaos-seed")
-    names = list(ALGORITHMS) if wanted else OF_EVERY_DAY
+    names = [*ALGORITHMS, *RL_KINDS] if wanted else OF_EVERY_DAY
     wanted, arena = wanted or KILLS_A_RUN * len(names), Arena(tmp_path, data, cache)
     references, wrong, number = {name: arena.reference(name) for name in names}, [], 0
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

@@ -75,6 +75,7 @@ def screen(found: "RunDiff") -> Iterator[str | Table]:
     yield from _went_on(found)
     yield ""
     yield from _updates(found)
+    yield from _rollout(found)
     yield from _results(found)
 
 
@@ -121,6 +122,15 @@ def explained(divergence: "Divergence") -> Iterator[str]:
     yield f"at step {divergence.step}: {_pair(divergence.loss, divergence.grad_norm)}"
     if divergence.last_step > divergence.step:
         yield f"at step {divergence.last_step}: {_pair(divergence.last_loss, divergence.last_grad_norm)}"
+
+
+def _rollout(found: "RunDiff") -> Iterator[str]:
+    """The first sampled answer that is not the same; as Python writes texts, so that none steers the terminal."""
+    gap = found.rollout
+    if gap is not None:
+        yield f"rollouts: differ from step {gap.step} on: {gap.detail}"
+        yield f"  prompt {gap.prompt!r}"
+        yield from (f"  {name} {text!r}" for name, text in (("A", gap.a), ("B", gap.b)))
 
 
 def _pair(loss: "Gap", norm: "Gap") -> str:

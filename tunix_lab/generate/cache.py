@@ -9,18 +9,18 @@ from jaxtyping import Array, Bool, Int
 
 from tunix_lab.generate.config import CacheConfig
 
-# "layer_<i>" -> {"k", "v": [rows, slots, kv_heads, head_dim]}, for a model's call also {"end_index": [rows]}.
+# "layer_<i>" -> {"k", "v": [rows, kv_heads, slots, head_dim]}, for a model's call also {"end_index": [rows]}.
 Cache = dict[str, dict[str, Array]]
 
 
 def init_cache(config: CacheConfig, batch_size: int, slots: int, dtype: str) -> Cache:
-    """An empty cache: "layer_<i>" -> {"k", "v": [batch, slots, kv_heads, head_dim], "end_index": [batch]}."""
+    """An empty cache: "layer_<i>" -> {"k", "v": [batch, kv_heads, slots, head_dim], "end_index": [batch]}."""
     return with_ends(empty_slots(config, batch_size, slots, dtype), jnp.zeros((batch_size,), jnp.int32))
 
 
 def empty_slots(config: CacheConfig, rows: int, slots: int, dtype: str) -> Cache:
     """A cache without ends: who holds it knows its rows' lengths."""
-    shape = (rows, slots, config.num_kv_heads, config.head_dim)
+    shape = (rows, config.num_kv_heads, slots, config.head_dim)
     return {f"layer_{i}": {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)} for i in range(config.num_layers)}
 
 
@@ -36,7 +36,12 @@ def without_ends(cache: Cache) -> Cache:
 
 def grown(cache: Cache, slots: int) -> Cache:
     """The cache with room for more tokens."""
-    return jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, slots - a.shape[1]), (0, 0), (0, 0))), cache)
+    return jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, slots - a.shape[2]), (0, 0))), cache)
+
+
+def n_slots(cache: Cache) -> int:
+    """Positions that the cache has room for."""
+    return jax.tree.leaves(cache)[0].shape[2]
 
 
 def with_copies(cache: Cache, sources: Cache, source: Int[Array, " rows"], is_copied: Bool[Array, " rows"]) -> Cache:
@@ -50,9 +55,8 @@ def with_copies(cache: Cache, sources: Cache, source: Int[Array, " rows"], is_co
     """
 
     def copy(old: Array, new: Array) -> Array:
-        width = new.shape[1]
-        start = jnp.where(is_copied[:, None, None, None], new[source], old[:, :width])
-        return jax.lax.dynamic_update_slice_in_dim(old, start, 0, axis=1)
+        start = jnp.where(is_copied[:, None, None, None], new[source], old[:, :, : new.shape[2]])
+        return jax.lax.dynamic_update_slice_in_dim(old, start, 0, axis=2)
 
     return jax.tree.map(copy, cache, sources)
 

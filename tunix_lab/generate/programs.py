@@ -81,7 +81,7 @@ class Programs:
         divides = lambda axis, size: axis in self._mesh.shape and size % self._mesh.shape[axis] == 0  # noqa: E731
         rows = "fsdp" if divides("fsdp", array.shape[0]) else None
         is_cache = array.ndim == 4
-        return PartitionSpec(rows, None, "tp") if is_cache and divides("tp", array.shape[2]) else PartitionSpec(rows)
+        return PartitionSpec(rows, "tp") if is_cache and divides("tp", array.shape[1]) else PartitionSpec(rows)
 
 
 def _with_slots(rows: Rows, slots: int) -> Rows:

@@ -15,7 +15,9 @@ from typing import Literal
 
 from tunix_lab.lab.record.fingerprints import Fingerprint
 
-Cause = Literal["data order", "batch content", "gradient", "update", "update or gradient"]
+Cause = Literal["data order", "rollout", "reward", "batch content", "gradient", "update", "update or gradient"]
+"""A rollout is of reinforcement learning: its answers, and what they were worth; see `rollout_diff`."""
+
 Fingerprints = Mapping[int, Fingerprint]
 Metrics = Mapping[tuple[int, str], float]
 """Values by step and name."""

@@ -13,6 +13,7 @@ from tunix_lab.lab.record.attempt import changed, origins
 from tunix_lab.lab.record.environment import read_env_lock
 from tunix_lab.lab.record.fingerprints import read_fingerprints
 from tunix_lab.lab.record.run_state import ENV_LOCK, PATCH, read_manifest, read_metrics
+from tunix_lab.lab.rollout_diff import RolloutGap, blamed_on_rollout, first_rollout_gap
 
 ABSENT = "–"
 _NOT_COMPARED = ("description", "name", "tracking")  # labels, which change no number
@@ -51,6 +52,7 @@ class RunDiff:
       compared: number of train and eval values that both have.
       only: number of those that only the first run has, and only the second.
       params: digest of the final parameters of each run; None where it left none.
+      rollout: the first rollout of training that they do not share; None if there is none.
     """
 
     a: str
@@ -66,6 +68,7 @@ class RunDiff:
     compared: int
     only: tuple[int, int]
     params: tuple[str | None, str | None]
+    rollout: RolloutGap | None = None
 
     @property
     def diverged(self) -> bool:
@@ -91,6 +94,8 @@ def diff_runs(a: Path, b: Path) -> RunDiff:
     values = metrics_of(a), metrics_of(b)
     roles = {difference.name.split()[0] for difference in data}
     before = _before(configuration, data)
+    same_data = not roles & {"data", "tokenizer", "chat_template"}
+    rollout = first_rollout_gap(a, b)
     return RunDiff(
         a=a.name,
         b=b.name,
@@ -100,11 +105,12 @@ def diff_runs(a: Path, b: Path) -> RunDiff:
         went_on=(went_on_with(a), went_on_with(b)),
         before=before,
         updates=tuple((min(steps), max(steps)) if steps else None for steps in prints),
-        divergence=first_divergence(*prints, same_data=not roles & {"data", "tokenizer", "chat_template"}, same_start=not before),
+        divergence=blamed_on_rollout(first_divergence(*prints, same_data=same_data, same_start=not before), rollout),
         metrics=metric_gaps(*values),
         compared=len(values[0].keys() & values[1].keys()),
         only=(len(values[0].keys() - values[1].keys()), len(values[1].keys() - values[0].keys())),
         params=(params_digest(a), params_digest(b)),
+        rollout=rollout,
     )
 
 

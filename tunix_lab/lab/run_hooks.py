@@ -21,6 +21,7 @@ from tunix_lab.sft.hooks import TrainingHooks
 from tunix_lab.sft.peft_trainer import PeftTrainer
 from tunix_lab.spec import ExperimentSpec
 
+_OF_CRITICS = {"value_loss": "the critic's loss", "critic_grad_norm": "its gradient norm"}
 BATCHES_KEPT = 10
 """Batches whose loss or gradient is no number that are kept, and told, by one attempt."""
 
@@ -67,14 +68,16 @@ class RunHooks(TrainingHooks):
 
     def on_fingerprint(self, trainer: PeftTrainer, fingerprint: Fingerprint) -> None:
         self._journal.fingerprint(fingerprint)
-        if math.isfinite(fingerprint.loss) and math.isfinite(fingerprint.grad_norm):
+        told = {"loss": fingerprint.loss, "gradient norm": fingerprint.grad_norm}
+        told |= {shown: trainer.told_metrics[name] for name, shown in _OF_CRITICS.items() if name in trainer.told_metrics}
+        if all(map(math.isfinite, told.values())):
             return
         path = self._journal.run_dir / "faults" / f"step-{fingerprint.step:06d}.npz"
         if self._faults < BATCHES_KEPT:  # of a run that goes on, every batch may be such a one
             save_batch(path, trainer.told_batch)
             self._journal.event("nonfinite", step=fingerprint.step, batch=path.relative_to(self._journal.run_dir).as_posix())
         self._faults += 1
-        what = f"loss {fingerprint.loss}, gradient norm {fingerprint.grad_norm} at step {fingerprint.step}"
+        what = f"{', '.join(f'{name} {value}' for name, value in told.items())} at step {fingerprint.step}"
         if self._nonfinite == "stop":
             raise TrainingFailed(
                 f"{what}: stopped. Its batch is in {path}; the newest checkpoint is of step "

@@ -190,7 +190,8 @@ def _execute(
         journal.event("checkpoint_failed", step=step, reason=reason)
 
     def masked_reward(problem: RewardProblem) -> None:
-        journal.event("reward_failed", function=problem.function, reason=problem.reason, completion=problem.completion)
+        step = trainer.train_steps
+        journal.event("reward_failed", step=step, function=problem.function, reason=problem.reason, completion=problem.completion)
 
     logger = JournalLogger(journal, log_every=spec.training.log_every, last_step=spec.training.max_steps)
     trainer = build.build_trainer(

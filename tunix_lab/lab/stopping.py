@@ -75,7 +75,7 @@ class Stopping:
                 signal.signal(signum, handler)
 
     def pace(self, trainer: PeftTrainer) -> dict[str, float]:
-        """The longest update and save in seconds, for the attempt that goes on."""
+        """The longest update (all those of a rollout together) and save in seconds, for the attempt that goes on."""
         longest = 0.0 if self._budget is None else self._budget.longest_s
         return {"longest_s": longest, "save_s": trainer.checkpoint_manager.longest_save_s or 0.0}
 
@@ -94,7 +94,7 @@ class Stopping:
             self._stop(trainer, "the end of the dvc process that started this stage")
         elif found is not None:
             self._stop(trainer, f"the stop file {found}")
-        elif self._budget is not None and self._budget.is_over(time.time(), self._longest_save(trainer)):
+        elif self._budget is not None and trainer.can_pause and self._budget.is_over(time.time(), self._longest_save(trainer)):
             kept = f"{self._budget.reserve_s:.0f} s of it are kept for another update and the checkpoint"
             self._stop(trainer, f"its time budget ({self._budget})", kept)
 
@@ -105,7 +105,9 @@ class Stopping:
     def _stop(self, trainer: PeftTrainer, reason: str, *more: str) -> None:
         self._reason = reason
         below = "\n" if sys.stderr.isatty() else ""  # the progress bar
-        print(below + "; ".join([f"{reason}: stopping after this step", *more]), file=sys.stderr, flush=True)
+        # Answers that are sampled are trained on first: a run that goes on samples anew, with the weights of its checkpoint.
+        when = "after this step" if trainer.can_pause else "after the last update of this rollout"
+        print(below + "; ".join([f"{reason}: stopping {when}", *more]), file=sys.stderr, flush=True)
         trainer.request_stop()
 
     def raise_stopped(self, trainer: PeftTrainer) -> None:
@@ -148,7 +150,7 @@ class Budget:
         """Whether another update might be one too many.
 
         Args:
-          now: right after an update, Unix time in seconds.
+          now: right after an update behind which training can pause, Unix time in seconds.
           save_s: the longest save so far; None if there was none.
         """
         if self._last is not None:  # the update itself, and whatever evaluation, samples or saving came with it

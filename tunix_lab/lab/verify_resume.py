@@ -20,6 +20,8 @@ from tunix_lab.lab.record.jsonl import write_atomically
 from tunix_lab.lab.record.run_state import FINGERPRINTS, MANIFEST, read_events, read_manifest
 from tunix_lab.lab.same_run import Check, compare, read_outcome
 from tunix_lab.spec import ExperimentSpec, resolved_yaml, resume_hash
+from tunix_lab.spec.algorithm import Reinforcement
+from tunix_lab.spec.rl_checks import updates_per_rollout
 
 CERTIFICATE = "certificate.json"
 COMMAND = (sys.executable, "-c", "from tunix_lab.cli.main import main; main()")
@@ -114,12 +116,19 @@ def verify_resume(spec: ExperimentSpec, home: Path, *, kill_after: Sequence[int]
 
 
 def shortened(spec: ExperimentSpec, steps: int) -> list[str]:
-    """Overrides that make an experiment so short, and let everything that happens now and then happen within it."""
-    third = max(1, steps // 3)
+    """Overrides that make an experiment so short, and let everything that happens now and then happen within it.
+
+    Raises:
+      UserError: it cannot be so short.
+    """
+    unit = updates_per_rollout(spec) if isinstance(spec.algorithm, Reinforcement) else 1  # nothing happens within a rollout
+    if steps % unit:
+        raise UserError(f"--steps: must be a multiple of {unit}, the updates made from one rollout; got {steps}")
+    third, quarter = (max(unit, steps // parts // unit * unit) for parts in (3, 4))
     overrides = [
         f"training.max_steps={steps}",
         f"training.eval_every={third}",
-        f"checkpoint.every={max(1, steps // 4)}",
+        f"checkpoint.every={quarter}",
         f"optimizer.schedule.warmup_steps={min(spec.optimizer.schedule.warmup_steps, third)}",
         "training.log_every=1",
         "training.fingerprint_every=1",

@@ -12,7 +12,7 @@ from tunix_lab.models.rope import apply_rope, rope_frequencies
 from tunix_lab.ops.masks import window_mask
 from tunix_lab.ops.softcap import soft_cap
 
-# One layer's cache: "k" and "v" [batch, slots, kv_heads, head_dim] and "end_index" [batch], the first slot to write.
+# One layer's cache: "k" and "v" [batch, kv_heads, slots, head_dim] and "end_index" [batch], the first slot to write.
 LayerCache = dict[str, Array]
 
 
@@ -59,7 +59,7 @@ class Attention(nnx.Module):
             slots = cache["end_index"][:, None] + slots
             cache = _written(cache, key, value)
             # Only the slots that the mask covers are read: a cache larger than needed costs memory, not time.
-            key, value = cache["k"][:, :n_keys], cache["v"][:, :n_keys]
+            key, value = (jnp.swapaxes(cache[name][:, :, :n_keys], 1, 2) for name in ("k", "v"))
         mask = attention_mask
         if self.is_local:
             mask = mask & window_mask(slots, jnp.arange(n_keys), self.window)
@@ -70,9 +70,9 @@ class Attention(nnx.Module):
 
 def _written(cache: LayerCache, key: Float[Array, "batch seq kv_heads dim"], value: Float[Array, "batch seq kv_heads dim"]):
     """The cache with each row's keys and values in its next slots."""
-    write = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new.astype(row.dtype), at, axis=0))
-    at = cache["end_index"]
-    return {"k": write(cache["k"], key, at), "v": write(cache["v"], value, at), "end_index": at + key.shape[1]}
+    write = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new.astype(row.dtype), at, axis=1))
+    at, by_head = cache["end_index"], lambda x: jnp.swapaxes(x, 1, 2)
+    return {"k": write(cache["k"], by_head(key), at), "v": write(cache["v"], by_head(value), at), "end_index": at + key.shape[1]}
 
 
 def attend(

@@ -34,8 +34,11 @@ def group_advantages(
     above = rewards - rewards.sum(axis=-1, keepdims=True) / jnp.maximum(n, 1.0)
     match estimator:
         case "grpo":
-            variance = jnp.where(valid, jnp.square(above), 0.0).sum(axis=-1, keepdims=True) / jnp.maximum(n - 1.0, 1.0)
-            advantages = above / (jnp.sqrt(variance) + 1e-6)
+            # Squares of what is above 1e19 are no float32: such rewards are scaled, which changes no bit of any others.
+            scale = jnp.maximum(jnp.max(jnp.abs(above), axis=-1, keepdims=True) / 1e18, 1.0)
+            squares = jnp.where(valid, jnp.square(above / scale), 0.0)
+            variance = squares.sum(axis=-1, keepdims=True) / jnp.maximum(n - 1.0, 1.0)
+            advantages = above / scale / (jnp.sqrt(variance) + 1e-6)
         case "drgrpo":
             advantages = above
         case "rloo":  # r_i − (Σr − r_i)/(n − 1) = (r_i − mean) · n/(n − 1)

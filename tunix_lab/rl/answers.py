@@ -70,12 +70,14 @@ def group_std(reward: np.ndarray, group_size: int) -> np.ndarray:
     """Standard deviation of the rewards of each group, [prompts]; where prompts have one answer, of all answers, [1]."""
     groups = reward.reshape(-1, group_size) if group_size > 1 else reward[None]
     known = np.isfinite(groups)
-    return np.where(known.any(axis=1), np.std(groups, axis=1, where=known | ~known.any(axis=1, keepdims=True)), 0.0)
+    some = known.any(axis=1)
+    # In float64, where the squares of rewards such as 1e38 are numbers.
+    return np.where(some, np.std(groups, axis=1, dtype=np.float64, where=known | ~some[:, None]), 0.0)
 
 
 def mean_of(values: np.ndarray) -> float:
     """The mean; 0 of nothing."""
-    return float(np.mean(values)) if np.size(values) else 0.0
+    return float(np.mean(values, dtype=np.float64)) if np.size(values) else 0.0
 
 
 def trajectories(

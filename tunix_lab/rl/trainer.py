@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -170,7 +171,7 @@ class RLTrainer(ModelTrainer):
         return self._position.open(self._source.updates(train_ds), self._iter_steps)
 
     @property
-    def _can_pause(self) -> bool:
+    def can_pause(self) -> bool:
         return self._source is None or self._source.between_rollouts
 
     def _further_metrics(self, step: int, rows: dict[str, np.ndarray]) -> dict[str, float]:
@@ -208,6 +209,8 @@ class RLTrainer(ModelTrainer):
             hashes = {f"{_CRITIC}.{name}": value for name, value in of_critic.pop(GRADIENT, {}).items()}
             metrics |= {GRADIENT: metrics[GRADIENT] | hashes} if hashes else {}
             metrics |= {"value_loss": of_critic.pop("loss"), "critic_grad_norm": of_critic.pop("grad_norm")}
+            if "skipped" in of_critic:  # either may be
+                metrics["skipped"] = jnp.maximum(metrics["skipped"], of_critic["skipped"])
             return state, {**of_critic, **metrics}
 
         return both, evaluate

@@ -97,6 +97,7 @@ class PeftTrainer:
         self._train_steps = 0
         self._iter_steps = 0
         self.told_batch: Any = None  # what the update read that hooks are told of, [n_micro, rows, …]
+        self.told_metrics: dict[str, float] = {}  # of that update
         self._stop_requested = False
         self._position = DataPosition()
         self._untold: UntoldUpdate | None = None
@@ -168,7 +169,7 @@ class PeftTrainer:
         return iter(lambda: list(itertools.islice(batches, n_micro)), [])
 
     @property
-    def _can_pause(self) -> bool:
+    def can_pause(self) -> bool:
         """Whether a checkpoint made now holds all that is needed to go on from here."""
         return True
 
@@ -272,9 +273,9 @@ class PeftTrainer:
                         self._run_eval(eval_ds, eval_step)
                     self.checkpoint_manager.poll()
                     self.training_hooks.on_update(self)
-                    if self._can_pause and self.checkpoint_manager.is_due(self._train_steps):
+                    if self.can_pause and self.checkpoint_manager.is_due(self._train_steps):
                         self.save_checkpoint()
-                    if self._can_pause and self._stop_requested:
+                    if self.can_pause and self._stop_requested:
                         break
                 self._flush_metrics()
         finally:
@@ -398,7 +399,7 @@ class PeftTrainer:
         self._post_process_train_step(values)
         shown = {"loss": values["loss"], "tokens/s": perf["perf/tokens_per_s"]}
         self._progress.update(update.step, shown)
-        self.told_batch = update.micro_batches
+        self.told_batch, self.told_metrics = update.micro_batches, values
         if fingerprint is not None:
             self.training_hooks.on_fingerprint(self, fingerprint)
         self.training_hooks.on_train_step_end(self, update.step, values["loss"])

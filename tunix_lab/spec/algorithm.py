@@ -216,6 +216,7 @@ def fixed_rl_metrics(algorithm: Reinforcement) -> set[str]:
     """The metrics of reinforcement learning with `algorithm`, rewards by function aside."""
     names = {f"{mode}/{name}" for mode, known in _RL_METRICS.items() for name in known}
     names -= set() if algorithm.beta else {"train/kl"}
+    names -= set() if algorithm.num_generations > 1 else {"train/frac_zero_std_groups"}
     match algorithm:
         case Ppo():
             names |= {f"train/{name}" for name in _PPO_METRICS}
