@@ -80,7 +80,6 @@ MAY_ACT_ON_IMPORT = {
     "tunix_lab.cli.main": "registers the verbs with Typer",
     "tunix_lab.ops.cross_entropy": "jax.custom_vjp: a function gets its derivative by a call",
     "tunix_lab.ops.logps": "jax.custom_vjp: a function gets its derivative by a call",
-    "tunix_lab.ops.cross_entropy": "jax.custom_vjp, likewise",
 }
 # What a module may import inside functions, since it runs in a process of its own where they do: (packages, why).
 OUTSIDE = {
