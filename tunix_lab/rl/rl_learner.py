@@ -4,7 +4,6 @@ What algorithms differ in, they override: how rewards become advantages, and the
 """
 
 import abc
-import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,13 +16,15 @@ from tunix_lab.ops.advantages import zero_std_groups
 from tunix_lab.ops.weighted import WeightedMean
 from tunix_lab.rl.answers import ScoredAnswers, answer_metrics, mean_of, training_metrics, trajectories
 from tunix_lab.rl.config import PolicyKnobs, Role
-from tunix_lab.rl.experience import Batch, fill_up, rows_of, token_batch, tokens_of
+from tunix_lab.rl.experience import Batch, token_batch, tokens_of
 from tunix_lab.rl.prompt_stream import PromptStream
 from tunix_lab.rl.rewards import RewardFn, RewardProblem, Rewards, in_process, total
 from tunix_lab.rl.rl_cluster import RLCluster
 from tunix_lab.rl.rollout.base_rollout import RolloutOutput
 from tunix_lab.rl.trainer import RLTrainer
 from tunix_lab.rl.trajectories import Trajectories
+from tunix_lab.rl.untold import Untold
+from tunix_lab.rl.update_plan import UpdatePlan
 from tunix_lab.sft.metrics_logger import Mode
 from tunix_lab.sft.train_step import PerRow
 
@@ -31,30 +32,6 @@ MetricFn = Callable[..., Mapping[str, Any]]
 """(prompts, completions, rewards, advantages, **columns) -> {name: number, or (number, reducing function)}."""
 
 _RESERVED = frozenset({"std", "overlong", "reward_model"})
-_SHUFFLE = 3  # purpose of the random numbers that order the prompts of an update
-
-
-@dataclasses.dataclass
-class Untold:
-    """A rollout whose updates are being made.
-
-    Attributes:
-      step: updates made before it.
-      n_updates: that are made of it.
-      answers: that train.
-      dropped: that were sampled too, and do not.
-      batch: made of `answers`.
-      old_logps: the trainer's log-probabilities before the updates; None where the first update tells them.
-      gap: between those and the sampler's, once known.
-    """
-
-    step: int
-    n_updates: int
-    answers: ScoredAnswers
-    dropped: ScoredAnswers | None
-    batch: Batch
-    old_logps: np.ndarray | None
-    gap: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 class RLLearner(abc.ABC):
@@ -101,11 +78,10 @@ class RLLearner(abc.ABC):
         self._shuffle_seed = data_shuffle_seed
         self._on_trajectories = on_trajectories
         self._waiting: deque[list[Batch]] = deque()
-        self._n_updates = 1
+        self._updates_plan: UpdatePlan | None = None
         self._untold: Untold | None = None
         self._to_check: Untold | None = None
         self.last_batch: Batch = {}  # made of the last rollout, to look at
-        self._first_rows = np.zeros(0, int)
         self.trainer: RLTrainer = rl_cluster.actor_trainer.with_source(self)
         self.trainer.with_loss_fn(self.loss, has_aux=True)
 
@@ -172,7 +148,7 @@ class RLLearner(abc.ABC):
     @property
     def updates_per_rollout(self) -> int:
         """Updates that are made from what is sampled at once; known once a batch was seen."""
-        return self._n_updates
+        return 1 if self._updates_plan is None else self._updates_plan.n_updates
 
     @property
     def between_rollouts(self) -> bool:
@@ -196,21 +172,20 @@ class RLLearner(abc.ABC):
         if not cluster.is_synced:
             cluster.sync_weights()
         rows = stream.read()
-        n_prompts = len(rows["prompts"])
-        self._n_updates = self._count_updates(n_prompts)
+        self._updates_plan = self._plan(len(rows["prompts"]))
         answers, dropped = self._sample_useful(rows, stream)
         batch = self._token_batch(answers.rollout, self.trains(answers), Mode.TRAIN)
         with perf.span("logps"):
             batch |= self._logps(batch)
             batch |= self.judge(answers, batch)
         self.last_batch = batch
-        old = batch.get("old_logps") if self.needs_old_logps else None
-        self._untold = Untold(self.trainer.train_steps, self._n_updates, answers, dropped, batch, old)
+        plan = self._updates_plan
+        self._untold = Untold(self.trainer.train_steps, plan.n_updates, plan.first_rows, answers, dropped, batch)
         rollout = cluster.cluster_config.rollout_for(Mode.TRAIN)
         is_whole = rollout.top_k is None and rollout.top_p in (None, 1.0)
         cluster.buffer_metrics(training_metrics(answers, batch, self.num_generations, samples_all=is_whole))
         self._buffer_of_user(answers, batch["advantages"], Mode.TRAIN)
-        return self._updates_of(batch, n_prompts)
+        return plan.updates(self._read(batch))
 
     def _sample_useful(
         self, rows: Mapping[str, Any] | None, stream: "PromptStream"
@@ -316,50 +291,29 @@ class RLLearner(abc.ABC):
         prompts = self.rl_cluster.cluster_config.training_config.compute_logps_micro_batch_size
         return None if prompts is None else prompts * self.num_generations
 
-    def _sizes(self, n_prompts: int) -> tuple[int, int]:
-        """Prompts of an update, and of a forward pass of training."""
-        micro = self.rl_cluster.cluster_config.training_config.train_micro_batch_size
-        mini = min(self.mini_batch_size or n_prompts, n_prompts)
-        return mini, min(micro or mini, mini)
+    def _plan(self, n_prompts: int) -> UpdatePlan:
+        """How a rollout of so many prompts is trained on.
 
-    def _count_updates(self, n_prompts: int) -> int:
-        mini, _ = self._sizes(n_prompts)
-        if n_prompts % mini:
+        Raises:
+          UserError: the prompts do not divide into updates, or training would end within them.
+        """
+        step, config = self.trainer.train_steps, self.trainer.config
+        shuffle = None if self._shuffle_seed is None else (self._shuffle_seed, step)
+        sizes = self.num_generations, self.mini_batch_size, config.train_micro_batch_size, self.config.num_iterations
+        plan = UpdatePlan.of(n_prompts, *sizes, shuffle)
+        if config.max_steps is not None and (config.max_steps - step) % plan.n_updates:
             raise UserError(
-                f"a batch of {n_prompts} prompts cannot be divided into updates of {mini} (mini_batch_size); take a multiple"
+                f"max_steps {config.max_steps} would end training within the {plan.n_updates} updates that are made of one "
+                f"rollout, where there is nothing to resume from: take a multiple of {plan.n_updates}"
             )
-        n_updates, most = self.config.num_iterations * (n_prompts // mini), self.trainer.config.max_steps
-        if most is not None and (most - self.trainer.train_steps) % n_updates:
-            raise UserError(
-                f"max_steps {most} would end training within the {n_updates} updates that are made of one rollout, where there "
-                f"is nothing to resume from: take a multiple of {n_updates}"
-            )
-        return n_updates
+        return plan
 
-    def _updates_of(self, batch: Batch, n_prompts: int) -> list[list[Batch]]:
-        """The micro-batches of every update: the whole batch in updates of `mini_batch_size` prompts, `num_iterations` times."""
-        mini, micro = self._sizes(n_prompts)
-        g = self.num_generations
-        if not self.needs_sampler_logps:
-            batch = {name: array for name, array in batch.items() if name != "sampler_logps"}
-        batch = fill_up(batch, n_prompts * g)
-        updates, self._first_rows = [], np.zeros(0, int)
-        for iteration in range(self.config.num_iterations):
-            order = self._order(n_prompts, iteration)
-            for begin in range(0, n_prompts, mini):
-                prompts = order[begin : begin + mini]
-                rows = (prompts[:, None] * g + np.arange(g)).ravel()
-                self._first_rows = rows if not updates else self._first_rows
-                part, size = rows_of(batch, rows), micro * g
-                pieces = [rows_of(part, slice(i, i + size)) for i in range(0, len(rows), size)]
-                updates.append([fill_up(piece, size) for piece in pieces])
-        return updates
-
-    def _order(self, n_prompts: int, iteration: int) -> np.ndarray:
-        if self._shuffle_seed is None or self.updates_per_rollout == 1:
-            return np.arange(n_prompts)
-        key = [self._shuffle_seed, _SHUFFLE, self.trainer.train_steps, iteration]
-        return np.random.default_rng(key).permutation(n_prompts)
+    def _read(self, batch: Batch) -> Batch:
+        """What the loss reads of a batch."""
+        unread = set() if self.needs_sampler_logps else {"sampler_logps"}
+        # A single update is on-policy: π_old is π itself, exactly, whatever rounding did to what was computed before.
+        unread |= {"old_logps"} if self.updates_per_rollout == 1 else set()
+        return {name: array for name, array in batch.items() if name not in unread}
 
     # ---- what is told -----------------------------------------------------------------------------------------------
 
@@ -369,29 +323,14 @@ class RLLearner(abc.ABC):
         if untold is None:
             return {}
         if step == untold.step + 1:
-            self._first_update(untold, rows)
+            untold.learn(rows, untold.batch.get("old_logps") if self.needs_old_logps else None)
+            self._to_check = untold
+            if self._on_trajectories is not None:
+                self._on_trajectories(untold.record())
         if step < untold.step + untold.n_updates:
             return {}
         self._untold = None
         return untold.gap | self.rl_cluster.take_metrics(Mode.TRAIN, step)
-
-    def _first_update(self, untold: "Untold", rows: dict[str, np.ndarray]) -> None:
-        """It is made with the weights that sampled: at least of its rows the trainer's log-probabilities are known."""
-        n, batch = _count(untold.answers), untold.batch
-        if untold.old_logps is None:
-            is_answer = self._first_rows < n
-            known, logps = self._first_rows[is_answer], rows["logps"][: len(is_answer)][is_answer]
-        else:
-            known, logps = np.arange(n), untold.old_logps
-        gap = np.abs(logps - batch["sampler_logps"][known])[batch["completion_mask"][known]]
-        untold.gap = {"logp_gap_mean": float(gap.mean()), "logp_gap_max": float(gap.max())} if gap.size else {}
-        self._to_check = untold
-        if self._on_trajectories is not None:
-            whole = None
-            if len(known) == n:
-                whole = np.zeros(logps.shape, np.float32)
-                whole[known] = logps
-            self._on_trajectories(trajectories(untold.answers, untold.step, Mode.TRAIN, batch, whole, untold.dropped))
 
     def check(self) -> None:
         """Ends training where what is sampled is not what is trained.
@@ -400,19 +339,8 @@ class RLLearner(abc.ABC):
           TrainingFailed: the log-probabilities of sampler and trainer are further apart than `logp_gap_limit`.
         """
         untold, self._to_check = self._to_check, None
-        if untold is None:
-            return
-        mean, largest = (untold.gap.get(name, 0.0) for name in ("logp_gap_mean", "logp_gap_max"))
-        if mean <= self.config.logp_gap_limit:
-            return
-        where = f"the answers sampled after {untold.step} updates"
-        if not np.isfinite(mean):
-            raise TrainingFailed(f"the log-probabilities of {where} are no numbers; the weights, or the loss, are not finite")
-        raise TrainingFailed(
-            f"the sampler's log-probabilities of {where} are {mean:.4g} nats from the trainer's on average (at most "
-            f"{largest:.4g}), the limit is {self.config.logp_gap_limit}: what is sampled is not what is trained. Compute in "
-            "float32, or raise logp_gap_limit if rounding alone explains it"
-        )
+        if untold is not None:
+            untold.require_small_gap(self.config.logp_gap_limit)
 
     def _buffer_of_user(self, answers: ScoredAnswers, advantages: np.ndarray | None, mode: Mode) -> None:
         """The metrics that the user's functions make."""

@@ -109,8 +109,7 @@ class PPOLearner(RLLearner):
             logps = completion_logps(model, batch, temperature)
         policy = policy_loss(
             logps,
-            # A single update is on-policy: π_old is π itself, exactly, whatever rounding did to what was computed before.
-            batch["old_logps"] if self.updates_per_rollout > 1 else None,
+            batch.get("old_logps"),
             batch["advantages"],
             mask,
             epsilon_low=config.epsilon if config.epsilon_low is None else config.epsilon_low,
