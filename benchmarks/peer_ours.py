@@ -120,6 +120,8 @@ def decode(model: str, rows: int, prompt: int, new: int, cache: int, temperature
 class Cluster(shapes.Phases, RLCluster):
     """With the phases timed."""
 
+    wait = staticmethod(jax.block_until_ready)
+
 
 def cluster(model: str, prompt: int, new: int, cache: int, top_p: float | None, stops: list[int], with_critic: bool) -> Cluster:
     mesh = make_mesh(1, 1)

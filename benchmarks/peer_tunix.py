@@ -174,6 +174,8 @@ class Critic(gemma3.Gemma3):
 class Cluster(shapes.Phases, RLCluster):
     """With the phases timed."""
 
+    wait = staticmethod(jax.block_until_ready)
+
 
 def cluster(model: str, prompt: int, new: int, cache: int, top_p: float | None, stops: list[int], with_critic: bool) -> Cluster:
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 1), ("fsdp", "tp"))

@@ -138,11 +138,12 @@ class Phases:
     """Mixin of a cluster: CPU seconds of sampling and of the reference's log-probabilities; the rest of a step is training."""
 
     taken: dict[str, float]
+    wait: Callable[[Any], Any]  # until arrays are computed, so that each phase pays for its own
 
     def _timed(self, phase: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         began = time.process_time()
         try:
-            return function(*args, **options)
+            return type(self).wait(function(*args, **options))
         finally:
             self.taken[phase] += time.process_time() - began
 
