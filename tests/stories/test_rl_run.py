@@ -48,13 +48,13 @@ def test_every_kind_leaves_a_complete_record(name: str, rl_run) -> None:
     assert told - named <= {"train/empty_batches", "train/dual_clip_fraction"}, told - named
     metrics = metrics_of(run)
     assert {step for step, metric in metrics if metric == "train/loss"} == set(range(1, 9))
-    assert {step for step, metric in metrics if metric == "train/reward"} == set(range(1, 9, every))
+    assert {step for step, metric in metrics if metric == "train/reward"} == set(range(every, 9, every))
     assert {step for step, metric in metrics if metric == "eval/reward"} == {0, 4, 8}
     means = {(r.mode, r.step): float(np.mean(r.reward)) for r in rollouts}
     for step in (0, 4, 8):
         assert np.isclose(metrics[step, "eval/reward"], means["eval", step], rtol=1e-5)
-    assert np.isclose(metrics[1, "train/reward"], means["train", 0], rtol=1e-5)
-    assert max(metrics[step, "train/logp_gap_max"] for step in range(1, 9, every)) < 1e-4
+    assert np.isclose(metrics[every, "train/reward"], means["train", 0], rtol=1e-5)
+    assert max(metrics[step, "train/logp_gap_max"] for step in range(every, 9, every)) < 1e-4
     assert all(metrics[step, "train/ratio"] == pytest.approx(1.0, abs=1e-5) for step in range(1, 9, every))
 
     assert len(list((run / "samples").glob("step-*.jsonl"))) == 3
