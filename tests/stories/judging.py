@@ -23,8 +23,8 @@ def vowels(prompts, completions, **columns):
     if what in ("raise", "hang") and _CALLS[0] >= int(number):
         time.sleep(3600 if what == "hang" else 0)
         raise RuntimeError("nobody can judge this")
-    if what == "some" and any(sum(text.encode()) % 3 == 0 for text in completions):
-        raise RuntimeError("one of these is divisible by three")
+    if what == "some" and any(sum(text.encode()) % 3 == 1 for text in completions):
+        raise RuntimeError("one of these leaves one over three")
     if what == "huge":
         return [1e38 if i % 2 else 0.0 for i in range(len(completions))]
     return [sum(text.count(vowel) for vowel in "aeiou") / (1 + len(text)) for text in completions]

@@ -122,11 +122,11 @@ def test_rewards_that_fail_can_be_masked(project: Project, name: str) -> None:
     assert run_status(run).status == "finished"
     events = [event for event in read_events(run) if event["kind"] == "reward_failed"]
     assert {event["function"] for event in events} == {"vowels"} and {event["step"] for event in events} <= {0, 4, 8}
-    assert all("divisible by three" in event["reason"] for event in events)
+    assert all("leaves one over three" in event["reason"] for event in events)
     metrics = metrics_of(run)
     assert any(metrics[step, "train/masked_answers"] > 0 for step in (4, 8))
     for rollout in read_trajectories(run, mode="train"):
-        failed = [sum(text.encode()) % 3 == 0 for text in rollout.completions]
+        failed = [sum(text.encode()) % 3 == 1 for text in rollout.completions]
         assert [not trained for trained in rollout.trained] == failed
         assert metrics[rollout.step + 4, "train/masked_answers"] == pytest.approx(sum(failed) / len(failed))
     unrewarded = collections.Counter({r.step: 0 for r in read_trajectories(run)})
