@@ -7,7 +7,6 @@ import optax
 import pytest
 from flax import nnx
 
-from tunix_lab.errors import UserError
 from tunix_lab.rl.config import RolloutConfig
 from tunix_lab.rl.forward import completion_logps
 from tunix_lab.rl.grpo.dapo_learner import DAPOConfig, DAPOLearner, overlong_penalty
@@ -239,11 +238,8 @@ def test_what_does_not_go_together(make_grpo, prompts):
 
     with pytest.raises(ValueError, match="a reward may not be called 'overlong'"):
         make_grpo(rewards=[overlong])
-    learner = make_grpo({"num_iterations": 2}, max_steps=3)
-    with pytest.raises(UserError, match="max_steps 3 would end training within the 2 updates"):
-        learner.train(prompts())
     with pytest.raises(ValueError, match="makes its own batches"):
-        learner.trainer.with_data_hooks(None)
+        make_grpo().trainer.with_data_hooks(None)
     with pytest.raises(ValueError, match="rollout_config has no entry 'eval'"):
         make_grpo(cluster={"rollout_config": {"train": RolloutConfig()}})
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):

@@ -359,6 +359,17 @@ def test_resume_bitwise(make_grpo, prompts, params_of, policy, tmp_path, how):
     same(params_of(whole), params_of(second), rtol=0)
 
 
+def test_training_may_end_within_a_rollout(make_grpo, prompts):
+    """And goes on with the next prompts: what waited is left, not mixed with them."""
+    options, kept = record({})
+    learner = make_grpo({"num_iterations": 2}, learner=options, max_steps=3)
+    learner.train(prompts())
+    assert learner.trainer.train_steps == 3 and not learner.between_rollouts
+    learner.trainer.config.max_steps = 5
+    learner.train(prompts())
+    assert [t.step for t in kept] == [0, 2, 3] and learner.trainer.train_steps == 5
+
+
 def test_checkpoints_stand_between_rollouts(make_grpo, prompts, tmp_path):
     """With four updates of each rollout, one wanted every update is made every fourth."""
     manager = CheckpointManager(tmp_path, every=1)

@@ -96,6 +96,7 @@ def test_rules_of_a_role(make_grpo):
     assert tuple(ruled.sharding.spec) == ("tp", None)
 
 
+@pytest.mark.slow
 def test_offloading_changes_nothing(make_cluster, even_reward, prompts, policy):
     """Optimizer states and the reference wait in the host's memory while nobody needs them."""
 

@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 from story_project import PAIRS, Project, metrics_of
 
@@ -53,6 +54,7 @@ def test_run_leaves_a_complete_record(project: Project) -> None:
     assert sorted(in_mlflow) == sorted(journal) and _statuses(project.home) == ["FINISHED"]
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_bytes(project: Project) -> None:
     spec = project.write_spec("whole")
     project.cli("run", str(spec), TUNIX_LAB_SYNC="off")
@@ -75,6 +77,7 @@ def test_killed_run_goes_on_to_the_same_bytes(project: Project) -> None:
     assert len(points) == len(set(points)) == len(metrics_of(run)) and _statuses(killed.home) == ["FINISHED"]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_goes_on(project: Project) -> None:
     spec = project.write_spec("dpo", algorithm="{kind: dpo, max_prompt_length: 40, max_response_length: 24}", data=PAIRS)
     assert project.interrupt(project.start("run", str(spec)), step=6, signum=signal.SIGTERM) == 128 + signal.SIGTERM

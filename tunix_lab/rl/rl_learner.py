@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from tunix_lab.errors import TrainingFailed, UserError
+from tunix_lab.errors import TrainingFailed
 from tunix_lab.ops.advantages import zero_std_groups
 from tunix_lab.ops.weighted import WeightedMean
 from tunix_lab.rl.answers import ScoredAnswers, answer_metrics, mean_of, training_metrics, trajectories
@@ -292,21 +292,11 @@ class RLLearner(abc.ABC):
         return None if prompts is None else prompts * self.num_generations
 
     def _plan(self, n_prompts: int) -> UpdatePlan:
-        """How a rollout of so many prompts is trained on.
-
-        Raises:
-          UserError: the prompts do not divide into updates, or training would end within them.
-        """
-        step, config = self.trainer.train_steps, self.trainer.config
-        shuffle = None if self._shuffle_seed is None else (self._shuffle_seed, step)
-        sizes = self.num_generations, self.mini_batch_size, config.train_micro_batch_size, self.config.num_iterations
-        plan = UpdatePlan.of(n_prompts, *sizes, shuffle)
-        if config.max_steps is not None and (config.max_steps - step) % plan.n_updates:
-            raise UserError(
-                f"max_steps {config.max_steps} would end training within the {plan.n_updates} updates that are made of one "
-                f"rollout, where there is nothing to resume from: take a multiple of {plan.n_updates}"
-            )
-        return plan
+        """How a rollout of so many prompts is trained on. Raises UserError where they do not divide into updates."""
+        shuffle = None if self._shuffle_seed is None else (self._shuffle_seed, self.trainer.train_steps)
+        micro = self.rl_cluster.cluster_config.training_config.train_micro_batch_size
+        sizes = self.num_generations, self.mini_batch_size, micro, self.config.num_iterations
+        return UpdatePlan.of(n_prompts, *sizes, shuffle)
 
     def _read(self, batch: Batch) -> Batch:
         """What the loss reads of a batch."""

@@ -133,7 +133,8 @@ class RLTrainer(ModelTrainer):
     """Trains an actor on what a learner samples with it, and its critic on the same.
 
     Actor and critic are one state: they are saved, restored and fingerprinted together, so a kill never leaves the one a step
-    ahead of the other. Checkpoints are made between rollouts only, when nothing sampled waits to be trained on.
+    ahead of the other. Checkpoints are made between rollouts, when nothing sampled waits to be trained on; only where `max_steps`
+    ends training within a rollout does the last one leave out what waits, and whoever goes on from it begins with other prompts.
     """
 
     def __init__(
