@@ -33,10 +33,9 @@ class ScoredAnswers:
     def take(self, rows: np.ndarray) -> "ScoredAnswers":
         """Some of the answers."""
         pick = lambda values: [values[i] for i in rows]  # noqa: E731
-        rollout = RolloutOutput(*(pick(getattr(self.rollout, field.name)) for field in dataclasses.fields(RolloutOutput)))
         rewards = {name: values[rows] for name, values in self.rewards.items()}
         columns = {name: pick(values) for name, values in self.columns.items()}
-        return ScoredAnswers(pick(self.prompts), self.groups[rows], rollout, rewards, self.reward[rows], columns)
+        return ScoredAnswers(pick(self.prompts), self.groups[rows], self.rollout.take(rows), rewards, self.reward[rows], columns)
 
     def __add__(self, other: "ScoredAnswers") -> "ScoredAnswers":
         groups = np.concatenate([self.groups, other.groups + self.groups.max() + 1])

@@ -122,8 +122,14 @@ class RLCluster:
 
     def _make_critic(self, critic: nnx.Module, held: Sequence[nnx.State]) -> CriticTrainer:
         training = self.cluster_config.training_config
-        shared = ("master_dtype", "remat", "skip_nonfinite", "fingerprint_every_n_steps", "data_sharding_axis")
-        config = TrainingConfig(pbar_description=None, **{name: getattr(training, name) for name in shared})
+        config = TrainingConfig(
+            pbar_description=None,
+            master_dtype=training.master_dtype,
+            remat=training.remat,
+            skip_nonfinite=training.skip_nonfinite,
+            fingerprint_every_n_steps=training.fingerprint_every_n_steps,
+            data_sharding_axis=training.data_sharding_axis,
+        )
         optimizer = training.critic_optimizer or training.actor_optimizer
         offload = self.cluster_config.offload_to_cpu
         return CriticTrainer(critic, optimizer, config, held_elsewhere=held, offload=offload)
@@ -357,10 +363,13 @@ class RLCluster:
 def _widest(config: ClusterConfig) -> RolloutConfig:
     """How training samples, with room for what evaluations sample too."""
     train, evaluation = (config.rollout_for(mode) for mode in (Mode.TRAIN, Mode.EVAL))
-    fields = ("max_tokens_to_generate", "max_prompt_length")
-    widest = {name: max(getattr(train, name), getattr(evaluation, name)) for name in fields}
     sizes = (train.kv_cache_size, evaluation.kv_cache_size)
-    return dataclasses.replace(train, kv_cache_size=None if None in sizes else max(sizes), **widest)
+    return dataclasses.replace(
+        train,
+        max_tokens_to_generate=max(train.max_tokens_to_generate, evaluation.max_tokens_to_generate),
+        max_prompt_length=max(train.max_prompt_length, evaluation.max_prompt_length),
+        kv_cache_size=None if None in sizes else max(sizes),
+    )
 
 
 def _seed(config: RolloutConfig, *purpose: int) -> int:

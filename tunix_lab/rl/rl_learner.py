@@ -78,7 +78,7 @@ class RLLearner(abc.ABC):
         self._shuffle_seed = data_shuffle_seed
         self._on_trajectories = on_trajectories
         self._waiting: deque[list[Batch]] = deque()
-        self._updates_plan: UpdatePlan | None = None
+        self._plan: UpdatePlan | None = None
         self._untold: Untold | None = None
         self._to_check: Untold | None = None
         self.last_batch: Batch = {}  # made of the last rollout, to look at
@@ -148,7 +148,7 @@ class RLLearner(abc.ABC):
     @property
     def updates_per_rollout(self) -> int:
         """Updates that are made from what is sampled at once; known once a batch was seen."""
-        return 1 if self._updates_plan is None else self._updates_plan.n_updates
+        return 1 if self._plan is None else self._plan.n_updates
 
     @property
     def between_rollouts(self) -> bool:
@@ -172,14 +172,13 @@ class RLLearner(abc.ABC):
         if not cluster.is_synced:
             cluster.sync_weights()
         rows = stream.read()
-        self._updates_plan = self._plan(len(rows["prompts"]))
+        plan = self._plan = self._make_plan(len(rows["prompts"]))
         answers, dropped = self._sample_useful(rows, stream)
         batch = self._token_batch(answers.rollout, self.trains(answers), Mode.TRAIN)
         with perf.span("logps"):
             batch |= self._logps(batch)
             batch |= self.judge(answers, batch)
         self.last_batch = batch
-        plan = self._updates_plan
         self._untold = Untold(self.trainer.train_steps, plan.n_updates, plan.first_rows, answers, dropped, batch)
         rollout = cluster.cluster_config.rollout_for(Mode.TRAIN)
         is_whole = rollout.top_k is None and rollout.top_p in (None, 1.0)
@@ -187,14 +186,12 @@ class RLLearner(abc.ABC):
         self._buffer_of_user(answers, batch["advantages"], Mode.TRAIN)
         return plan.updates(self._read(batch))
 
-    def _sample_useful(
-        self, rows: Mapping[str, Any] | None, stream: "PromptStream"
-    ) -> tuple[ScoredAnswers, ScoredAnswers | None]:
+    def _sample_useful(self, rows: Mapping[str, Any], stream: "PromptStream") -> tuple[ScoredAnswers, ScoredAnswers | None]:
         """Answers to as many prompts as one batch has, those of no use left out as far as rounds of sampling last; and those."""
         kept: ScoredAnswers | None = None
         dropped: ScoredAnswers | None = None
         n_wanted, n_rounds = len(rows["prompts"]) * self.num_generations, 0
-        while rows is not None and n_rounds < self.sampling_rounds and (kept is None or len(kept.prompts) < n_wanted):
+        while rows is not None:
             sampled = self._answers(rows, Mode.TRAIN, n_rounds)
             self.rl_cluster.buffer_metrics(answer_metrics(sampled) | self._group_metrics(sampled))
             useful = self.is_useful(sampled)
@@ -291,7 +288,7 @@ class RLLearner(abc.ABC):
         prompts = self.rl_cluster.cluster_config.training_config.compute_logps_micro_batch_size
         return None if prompts is None else prompts * self.num_generations
 
-    def _plan(self, n_prompts: int) -> UpdatePlan:
+    def _make_plan(self, n_prompts: int) -> UpdatePlan:
         """How a rollout of so many prompts is trained on. Raises UserError where they do not divide into updates."""
         shuffle = None if self._shuffle_seed is None else (self._shuffle_seed, self.trainer.train_steps)
         micro = self.rl_cluster.cluster_config.training_config.train_micro_batch_size

@@ -38,8 +38,14 @@ class RolloutOutput:
         return pad(self.prompt_tokens, max(map(len, self.prompt_tokens)), left=True)[0]
 
     def __add__(self, other: "RolloutOutput") -> "RolloutOutput":
-        names = [field.name for field in dataclasses.fields(self)]
-        return RolloutOutput(*(getattr(self, name) + getattr(other, name) for name in names))
+        return RolloutOutput(*(mine + theirs for mine, theirs in zip(self._columns(), other._columns(), strict=True)))
+
+    def take(self, rows: Sequence[int]) -> "RolloutOutput":
+        """Some of the answers."""
+        return RolloutOutput(*([column[i] for i in rows] for column in self._columns()))
+
+    def _columns(self) -> tuple[list, ...]:
+        return self.text, self.tokens, self.logprobs, self.finish_reason, self.prompt_tokens
 
 
 class BaseRollout(abc.ABC):
