@@ -175,8 +175,12 @@ def test_answers_that_are_all_alike_but_for_their_length_are_of_no_use(make_clus
     config = DAPOConfig(num_generations=4, overlong_buffer_length=8, max_sampling_rounds=2)
     rollout = {"max_tokens_to_generate": 8, "eos_tokens": [5, 6, 7]}
     learner = DAPOLearner(make_cluster(max_steps=1, rollout=rollout), config, [zeros])
-    learner.train(prompts())
-    assert metrics(learner, "sampling_rounds") == [2]
+    before = {name: np.array(array) for name, array in learner.trainer.state.params.items()}
+    found, batch = trained(learner, prompts())
+    assert metrics(learner, "sampling_rounds") == [2] and metrics(learner, "empty_batches") == [1.0]
+    assert not batch["loss_mask"].any()
+    for name in before:
+        np.testing.assert_array_equal(found[name], before[name], err_msg=name)
 
     masked = DAPOConfig(num_generations=4, mask_truncated=True, max_sampling_rounds=2)
     learner = DAPOLearner(

@@ -174,7 +174,9 @@ class RLLearner(abc.ABC):
         rows = stream.read()
         plan = self._plan = self._make_plan(len(rows["prompts"]))
         answers, dropped = self._sample_useful(rows, stream)
-        batch = self._token_batch(answers.rollout, self.trains(answers), Mode.TRAIN)
+        # Where nothing was of use the batch trains nothing: an update without weight, which is counted.
+        trained = self.trains(answers) & self.is_useful(answers)
+        batch = self._token_batch(answers.rollout, trained, Mode.TRAIN)
         with perf.span("logps"):
             batch |= self._logps(batch)
             batch |= self.judge(answers, batch)
@@ -201,7 +203,7 @@ class RLLearner(abc.ABC):
             rows = stream.further() if n_rounds < self.sampling_rounds and _count(kept) < n_wanted else None
         if self.sampling_rounds > 1:
             self.rl_cluster.buffer_metrics({"sampling_rounds": n_rounds})
-        if kept is None:  # nothing is of use: an update of advantage zero, which is counted
+        if kept is None:
             return dropped.take(np.arange(n_wanted)), None
         surplus = kept.take(np.arange(n_wanted, _count(kept)))
         return kept.take(np.arange(min(n_wanted, _count(kept)))), _added(dropped, surplus)
