@@ -11,9 +11,6 @@ import numpy as np
 import optax
 from flax import nnx
 
-from tunix_lab.models.decoder import Decoder, for_training
-from tunix_lab.models.sharding import place_batch
-from tunix_lab.models.stack import unstacked
 from tunix_lab.ops.weighted import WeightedMean
 from tunix_lab.perf.trace import NoopTracer, Tracer
 from tunix_lab.sft.adapter_check import AdapterCheck
@@ -30,17 +27,9 @@ from tunix_lab.sft.losses import next_token_loss
 from tunix_lab.sft.metrics_logger import MetricsLogger, Mode
 from tunix_lab.sft.profiler import Profiler
 from tunix_lab.sft.progress_bar import ProgressBar
-from tunix_lab.sft.train_state import (
-    TrainState,
-    init_opt_state,
-    is_lora_model,
-    masters,
-    mesh_of,
-    plain,
-    split_model,
-    with_plain,
-)
+from tunix_lab.sft.train_state import TrainState, plain, with_plain
 from tunix_lab.sft.train_step import as_weighted, make_eval_step, make_train_step
+from tunix_lab.sft.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +37,7 @@ _TOLD_SPANS = ("data", "wait", "rollout", "reward", "logps", "sync")
 """Parts of an update whose time is a metric."""
 
 
-class PeftTrainer:
+class PeftTrainer(TrainedModel):
     """Trains a model on batches.
 
     One update reads `gradient_accumulation_steps` batches of the dataset, adds their unreduced losses and gradients inside one
@@ -75,8 +64,7 @@ class PeftTrainer:
           perf_tracer: times the parts of the loop; None times nothing.
           checkpoint_manager: in place of the one that `training_config` describes.
         """
-        self.config = training_config
-        self.optimizer = optimizer
+        super().__init__(model, optimizer, training_config)
         self.metrics_logger = metrics_logger or MetricsLogger(
             training_config.metrics_logging_options, prefix=training_config.metrics_prefix
         )
@@ -86,13 +74,6 @@ class PeftTrainer:
         )
         self.training_hooks = TrainingHooks()
         self.data_hooks: DataHooks | None = None
-        self.is_lora = is_lora_model(model)
-        self._model = model
-        self._home = split_model(model)[0]
-        self._parts, params, variables, self._frozen = split_model(self._as_run(model))
-        params = masters(self._own(params), training_config.master_dtype)
-        self._state = TrainState(params, variables, init_opt_state(optimizer, params))
-        self._mesh = mesh_of(params)
         self._throttler = InflightThrottler(training_config.max_inflight_computations)
         self._train_steps = 0
         self._iter_steps = 0
@@ -173,14 +154,6 @@ class PeftTrainer:
         """Whether a checkpoint made now holds all that is needed to go on from here."""
         return True
 
-    def _whole_state(self) -> TrainState:
-        """All that training changes: what is saved, restored and fingerprinted."""
-        return self._state
-
-    def _take_state(self, state: TrainState) -> None:
-        """Goes on from a state of the form that `_whole_state` gives."""
-        self._state = state
-
     def custom_checkpoint_metadata(self) -> dict[str, Any]:
         """JSON to keep in every checkpoint; comes back as `restored_metadata`."""
         return {}
@@ -196,15 +169,6 @@ class PeftTrainer:
     # ---- what can be asked -----------------------------------------------------------------------------------------
 
     @property
-    def model(self) -> nnx.Module:
-        """The model with its present parameters."""
-        params = self._state.params
-        if self.config.scan_layers:
-            params = unstacked(params, len(self._model.config.attention_pattern))
-        nnx.update(self._model, self._home.to_state(params), self._state.variables)
-        return self._model
-
-    @property
     def train_steps(self) -> int:
         """Optimizer updates made, those before a restart included."""
         return self._train_steps
@@ -214,18 +178,11 @@ class PeftTrainer:
         """Micro-batches read, those before a restart included."""
         return self._iter_steps
 
-    @property
-    def state(self) -> TrainState:
-        """Trained parameters, other variables and optimizer state; the next update takes their buffers."""
-        return self._state
-
-    @property
-    def frozen(self) -> nnx.State:
-        """The parameters that no update touches; other models may hold them too."""
-        return self._frozen
-
     def request_stop(self) -> None:
-        """Ends training after the running update; a checkpoint is saved. Safe to call from a signal handler."""
+        """Ends training at the next place to pause, mostly the end of the running update; a checkpoint is saved.
+
+        Safe to call from a signal handler.
+        """
         self._stop_requested = True
 
     @property
@@ -365,24 +322,6 @@ class PeftTrainer:
         out = self._loss_fn(model, **self._gen_model_input_fn(batch))
         loss, aux = out if self._has_aux else (out, {})
         return as_weighted(loss), {name: as_weighted(value) for name, value in (aux or {}).items()}
-
-    def _as_run(self, model: nnx.Module) -> nnx.Module:
-        """The model as training runs it; what its user holds stays as it is."""
-        scan_layers, remat = self.config.scan_layers, self.config.remat
-        if not scan_layers and remat == "none":
-            return model
-        if not isinstance(model, Decoder):
-            raise ValueError("scan_layers and remat are for this library's decoders; a model of your own chooses in its own code")
-        return for_training(model, scan_layers=scan_layers, remat=remat)
-
-    def _own(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Hook for subclasses that hold a second model: parameters whose buffers nobody else uses."""
-        return params
-
-    def _place(self, batch: Any, *, leading: int) -> Any:
-        if self._mesh is None:
-            return jax.device_put(batch)
-        return place_batch(batch, self._mesh, leading=leading, axes=self.config.data_sharding_axis)
 
     @property
     def _step_options(self) -> dict[str, bool]:
