@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -47,6 +47,20 @@ def tiny_config():
         dtype="float32",
         param_dtype="float32",
     )
+
+
+@pytest.fixture
+def compiled() -> Iterator[list[str]]:
+    """Grows by one entry for every program that is lowered, whoever does it."""
+    seen: list[str] = []
+
+    def listen(event: str, duration: float, **details: object) -> None:
+        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            seen.append(str(details.get("fun_name")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,9 @@
 """What tests of generation share."""
 
-from collections.abc import Iterator
-
-import jax
 import pytest
 
 from tunix_lab.generate.config import CacheConfig
 from tunix_lab.generate.sampler import Sampler
-
-
-@pytest.fixture
-def compiled() -> Iterator[list[str]]:
-    """Grows by one entry for every program that is lowered, whoever does it."""
-    seen: list[str] = []
-
-    def listen(event: str, duration: float, **details: object) -> None:
-        if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
-            seen.append(str(details.get("fun_name")))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.fixture(scope="session")

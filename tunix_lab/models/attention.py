@@ -17,7 +17,7 @@ LayerCache = dict[str, Array]
 
 
 class Attention(nnx.Module):
-    """One attention layer; "local" layers see `sliding_window` slots, "global" layers all of them.
+    """One attention layer; "local" layers see `sliding_window` positions (slots of a cache), "global" layers all.
 
     Query head h reads key-value head h // (num_heads / num_kv_heads)  (https://arxiv.org/abs/2305.13245).
     """
@@ -53,16 +53,16 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         frequencies = rope_frequencies(query.shape[-1], self.theta, self.rope_scaling)
         query, key = apply_rope(query, positions, frequencies), apply_rope(key, positions, frequencies)
-        slots = jnp.arange(x.shape[1])  # of the queries
-        n_keys = attention_mask.shape[-1]
+        queries = keys = positions  # where they stand, for the window
         if cache is not None:
-            slots = cache["end_index"][:, None] + slots
+            n_keys = attention_mask.shape[-1]
+            queries, keys = cache["end_index"][:, None] + jnp.arange(x.shape[1]), jnp.arange(n_keys)
             cache = _written(cache, key, value)
             # Only the slots that the mask covers are read: a cache larger than needed costs memory, not time.
             key, value = (jnp.swapaxes(cache[name][:, :, :n_keys], 1, 2) for name in ("k", "v"))
         mask = attention_mask
         if self.is_local:
-            mask = mask & window_mask(slots, jnp.arange(n_keys), self.window)
+            mask = mask & window_mask(queries, keys, self.window)
         key, value, how = key.astype(query.dtype), value.astype(query.dtype), {"scale": self.query_scale, "softcap": self.softcap}
         kept = AttentionMap(attention_weights(query, key, mask, **how), mask) if keeps_map else None
         return self.attn_vec_einsum(attend(query, key, value, mask, **how)), cache, kept

@@ -23,6 +23,14 @@ def segment_causal_mask(segment_ids: Int[Array, "batch seq"]) -> Bool[Array, "ba
     return jnp.tri(length, dtype=bool)[None] & same & (segment_ids != 0)[:, None, :]
 
 
+def branching_mask(segments: Int[Array, "batch seq"], trunks: Int[Array, "batch seq"]) -> Bool[Array, "batch seq seq"]:
+    """`segment_causal_mask` for segments that go on from a common beginning: a query sees its own segment, and its trunk's."""
+    length = segments.shape[-1]
+    seen = segments[:, None, :]
+    of_query = (seen == segments[:, :, None]) | (seen == trunks[:, :, None])
+    return jnp.tri(length, dtype=bool)[None] & of_query & (seen != 0)
+
+
 def segment_positions(segment_ids: Int[Array, "batch seq"]) -> Int[Array, "batch seq"]:
     """Counts the tokens of each segment from 0."""
     place = jnp.arange(segment_ids.shape[-1], dtype=jnp.int32)[None]
@@ -30,6 +38,8 @@ def segment_positions(segment_ids: Int[Array, "batch seq"]) -> Int[Array, "batch
     return place - jax.lax.cummax(jnp.where(is_first, place, 0), axis=1)
 
 
-def window_mask(queries: Int[Array, "*batch query"], keys: Int[Array, " key"], window: int) -> Bool[Array, "*batch query key"]:
-    """True where key slot s is among the `window` slots that end at query slot t; causality is another mask's matter."""
-    return queries[..., :, None] - keys < window
+def window_mask(
+    queries: Int[Array, "*batch query"], keys: Int[Array, "*#batch key"], window: int
+) -> Bool[Array, "*batch query key"]:
+    """True where a key is among the `window` places that end at the query's; causality is another mask's matter."""
+    return queries[..., :, None] - keys[..., None, :] < window

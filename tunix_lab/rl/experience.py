@@ -15,18 +15,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tunix_lab.generate.cache import bucket
+
 Batch = dict[str, np.ndarray]
 
-
-def bucket(length: int, most: int) -> int:
-    """The length to which `length` tokens are padded: few, so that few programs are compiled, and `most` at most.
-
-    Steps of 32 up to 64, then two to each doubling: at most a third of a long batch is padding.
-    """
-    step = 32
-    while step * 2 < length:
-        step *= 2
-    return min(most, -(-length // step) * step)
+_UNTRIMMED = 512  # so many tokens are cheap, and arrays of always the same shape save compilations
 
 
 def pad(rows: Sequence[np.ndarray], length: int, *, left: bool, dtype: str = "int32") -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +40,7 @@ def token_batch(
     max_prompt: int,
     max_completion: int,
 ) -> Batch:
-    """The arrays of answers, trimmed to a bucket that holds the longest of them; advantages are zero.
+    """The arrays of answers, trimmed where much of what may come did not; advantages are zero.
 
     Args:
       prompts: ids int32 [P] of each answer's prompt.
@@ -57,8 +50,8 @@ def token_batch(
       max_prompt: tokens of the longest prompt that may come.
       max_completion: tokens of the longest answer that may come.
     """
-    prompt_length = bucket(max(map(len, prompts)), max_prompt)
-    length = bucket(max(map(len, completions)), max_completion)
+    prompt_length = min(max_prompt, bucket(max(map(len, prompts)), smallest=_UNTRIMMED))
+    length = min(max_completion, bucket(max(map(len, completions)), smallest=_UNTRIMMED))
     prompt_ids, prompt_mask = pad(prompts, prompt_length, left=True)
     completion_ids, completion_mask = pad(completions, length, left=False)
     logps, _ = pad(sampler_logps, length, left=False, dtype="float32")

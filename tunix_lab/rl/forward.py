@@ -1,9 +1,11 @@
 """Forward passes over sampled answers: log-probabilities, values and scores, of any number of rows, a few at a time."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -11,52 +13,61 @@ from jaxtyping import Array, Float
 
 from tunix_lab.models.decoder import Decoder
 from tunix_lab.models.sharding import BATCH_AXIS, place_batch
-from tunix_lab.ops.logps import token_logps_and_entropy
-from tunix_lab.ops.masks import causal_mask, positions_from_mask
+from tunix_lab.ops.logps import gather_logps, token_logps, token_logps_and_entropy
 from tunix_lab.rl.experience import Batch, rows_of
-from tunix_lab.sft.losses import next_token_logps
+from tunix_lab.rl.packing import Packing, one_a_row, packed
 from tunix_lab.sft.train_state import snapshot
 
 _READ = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
-def _whole(batch: Mapping[str, Array]) -> tuple[Array, Array, Array, int]:
-    """Tokens, positions and attention mask of prompt + answer, and the place of the prompt's last token."""
-    tokens = jax.numpy.concatenate([batch["prompt_ids"], batch["completion_ids"]], axis=1)
-    valid = jax.numpy.concatenate([batch["prompt_mask"], batch["completion_mask"]], axis=1)
-    return tokens, positions_from_mask(valid), causal_mask(valid), batch["prompt_ids"].shape[1] - 1
+def _packing(batch: Mapping[str, Any]) -> Packing:
+    return batch["packing"] if "packing" in batch else one_a_row(batch)
 
 
-def completion_logps(model: nnx.Module, batch: Mapping[str, Array], temperature: float) -> Float[Array, "rows tokens"]:
-    """log p of each token of the answers given what is before it, at a temperature, nats; the head sees the answers only."""
-    tokens, positions, mask, start = _whole(batch)
-    return next_token_logps(model, tokens, positions, mask, start=start, temperature=temperature)
+def _outputs(model: nnx.Module, packing: Packing, **options: Any) -> Array:
+    outputs, _ = model(packing.ids, packing.positions, None, packing.attention_mask, **options)
+    return outputs
+
+
+def _read_hidden(model: Decoder, packing: Packing) -> Float[Array, "rows reads embed"]:
+    """The final hidden states where an answer's token is predicted: the head sees no others."""
+    return jnp.take_along_axis(_outputs(model, packing, skip_lm_head=True), packing.reads[..., None], axis=1)
+
+
+def completion_logps(model: nnx.Module, batch: Mapping[str, Any], temperature: float) -> Float[Array, "answers tokens"]:
+    """log p of each token of the answers given what is before it, at a temperature, nats; 0 where there is none."""
+    packing = _packing(batch)
+    if isinstance(model, Decoder):
+        how = {"softcap": model.config.final_logit_softcap, "temperature": temperature}
+        logps = token_logps(_read_hidden(model, packing), model.head(), packing.targets, **how)
+    else:
+        logits = jnp.take_along_axis(_outputs(model, packing), packing.reads[..., None], axis=1)
+        logps = gather_logps(logits.astype(jnp.float32) / temperature, packing.targets)
+    return packing.by_answer(logps, batch["completion_mask"])
 
 
 def completion_logps_and_entropy(
-    model: Decoder, batch: Mapping[str, Array], temperature: float
-) -> tuple[Float[Array, "rows tokens"], Float[Array, "rows tokens"]]:
+    model: Decoder, batch: Mapping[str, Any], temperature: float
+) -> tuple[Float[Array, "answers tokens"], Float[Array, "answers tokens"]]:
     """`completion_logps`, and the entropy of each next-token distribution, nats."""
-    tokens, positions, mask, start = _whole(batch)
-    hidden, _ = model(tokens, positions, None, mask, skip_lm_head=True)
-    softcap = model.config.final_logit_softcap
-    targets = batch["completion_ids"]
-    return token_logps_and_entropy(hidden[:, start:-1], model.head(), targets, softcap=softcap, temperature=temperature)
+    packing = _packing(batch)
+    how = {"softcap": model.config.final_logit_softcap, "temperature": temperature}
+    both = token_logps_and_entropy(_read_hidden(model, packing), model.head(), packing.targets, **how)
+    logps, entropy = (packing.by_answer(values, batch["completion_mask"]) for values in both)
+    return logps, entropy
 
 
-def completion_values(model: nnx.Module, batch: Mapping[str, Array]) -> Float[Array, "rows tokens+1"]:
-    """The value before each token of the answers, read at the place that predicts it, and behind the last."""
-    tokens, positions, mask, start = _whole(batch)
-    values, _ = model(tokens, positions, None, mask)
-    return values[:, start:, 0]
+def completion_values(model: nnx.Module, batch: Mapping[str, Any]) -> Float[Array, "answers tokens+1"]:
+    """The value before each token of the answers, read at the place that predicts it, and behind the last; then 0."""
+    packing = _packing(batch)
+    return packing.around_answers(_outputs(model, packing)[..., 0], batch["completion_mask"])
 
 
-def final_scores(model: nnx.Module, batch: Mapping[str, Array]) -> Float[Array, " rows"]:
+def final_scores(model: nnx.Module, batch: Mapping[str, Any]) -> Float[Array, " answers"]:
     """A reward model's score of each answer: what it gives at the last token."""
-    tokens, positions, mask, start = _whole(batch)
-    scores, _ = model(tokens, positions, None, mask)
-    last = start + batch["completion_mask"].sum(axis=1)
-    return jax.numpy.take_along_axis(scores[..., 0], last[:, None], axis=1)[:, 0]
+    scores = completion_values(model, batch)
+    return jnp.take_along_axis(scores, batch["completion_mask"].sum(axis=1, keepdims=True), axis=1)[:, 0]
 
 
 class Forward:
@@ -75,20 +86,21 @@ class Forward:
         self._call = jax.jit(lambda state, batch: function(nnx.merge(graph, snapshot(state)), batch))
 
     def __call__(self, state: Any, batch: Batch, rows_at_once: int | None) -> np.ndarray:
-        """The function's result for every row, on the host.
+        """The function's result for every answer, on the host.
 
         Args:
           state: the model's arrays.
           batch: host arrays, see `rl.experience`.
-          rows_at_once: rows of one pass; None is all. The last pass is filled up, so all have one shape.
+          rows_at_once: answers of one pass; None is all. All passes have one shape.
         """
-        batch = {name: batch[name] for name in _READ}
         n = len(batch["prompt_ids"])
         parts = 1 if self._mesh is None else self._mesh.shape.get(BATCH_AXIS, 1)
         size = -(-(rows_at_once or n) // parts) * parts
-        passes = []
-        for start in range(0, n, size):
-            rows = rows_of(batch, np.minimum(np.arange(start, start + size), n - 1))
-            placed = jax.device_put(rows) if self._mesh is None else place_batch(rows, self._mesh, leading=0)
-            passes.append(self._call(state, placed))
+        read = {name: batch[name] for name in _READ}
+        pieces = [
+            rows_of(read, np.minimum(places, n - 1)) | {"is_row": places < n}
+            for places in np.arange(-(-n // size) * size).reshape(-1, size)
+        ]
+        place = jax.device_put if self._mesh is None else partial(place_batch, mesh=self._mesh, leading=0)
+        passes = [self._call(state, place(piece)) for piece in packed(pieces, parts)]
         return np.concatenate(jax.device_get(passes))[:n]

@@ -1,6 +1,7 @@
 """The training loop of reinforcement learning: `PeftTrainer` over what is sampled, with a critic if there is one."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from tunix_lab.models.decoder import for_training
 from tunix_lab.models.value_head import ValueModel
 from tunix_lab.rl.experience import Batch
 from tunix_lab.rl.offload import parked, unparked
+from tunix_lab.rl.packing import packed
 from tunix_lab.sft.batches import stack
 from tunix_lab.sft.config import TrainingConfig
 from tunix_lab.sft.fingerprinting import GRADIENT
@@ -79,13 +81,22 @@ class ModelTrainer(PeftTrainer):
     def _own(self, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return copy_shared(params, self._held_elsewhere)
 
+    @property
+    def row_parts(self) -> int:
+        """The devices over which the rows of a batch are split."""
+        axes = self.config.data_sharding_axis
+        return 1 if self._mesh is None else math.prod(self._mesh.shape[axis] for axis in axes if axis in self._mesh.shape)
+
+    def _stacked(self, prepared: list[Batch]) -> Any:
+        return stack(packed(prepared, self.row_parts))
+
     def _count_tokens(self, inputs: Batch) -> int:
         return int(inputs["prompt_mask"].sum() + inputs["completion_mask"].sum())
 
     def update(self, micro_batches: Sequence[Batch], skip_jit: bool = False) -> dict[str, Any]:
         """One update, outside `train`: without evaluation, checkpoint or hooks. Returns its metrics, on the devices."""
         step, _ = self.jit_train_and_eval_step(skip_jit)
-        metrics = PeftTrainer._step(self, step, self._place(stack(list(micro_batches)), leading=1))
+        metrics = PeftTrainer._step(self, step, self._place(self._stacked(list(micro_batches)), leading=1))
         self._train_steps += 1
         self._iter_steps += len(micro_batches)
         return metrics
@@ -171,6 +182,10 @@ class RLTrainer(ModelTrainer):
         finally:
             if self._source is not None:
                 self._source.close()
+
+    @property
+    def row_parts(self) -> int:
+        return super().row_parts if self.critic is None else math.lcm(super().row_parts, self.critic.row_parts)
 
     def _update_groups(self, train_ds: Iterable[Any]) -> Iterator[list[Any]]:
         return self._position.open(self._source.updates(train_ds), self._iter_steps)

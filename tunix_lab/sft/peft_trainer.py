@@ -128,6 +128,10 @@ class PeftTrainer(TrainedModel):
         """Host-side preparation of one batch; returns a pytree of arrays with the rows first."""
         return input_data
 
+    def _stacked(self, prepared: list[Any]) -> Any:
+        """The prepared micro-batches of one update as one pytree, [n_micro, rows, …]."""
+        return stack(prepared)
+
     def _count_tokens(self, inputs: Any) -> int:
         """Real tokens of a prepared batch, for the throughput."""
         named = as_kwargs(inputs)
@@ -267,7 +271,7 @@ class PeftTrainer(TrainedModel):
                 prepared = [self._prepare_inputs(batch) for batch in group]
                 n_tokens = sum(self._count_tokens(inputs) for inputs in prepared)
                 hashes = ("", ()) if self.config.fingerprint_every_n_steps is None else batch_hashes(prepared)
-                stacked = self._place(stack(prepared), leading=1)
+                stacked = self._place(self._stacked(prepared), leading=1)
                 self._iter_steps += len(group)
             yield stacked, n_tokens, hashes
 
