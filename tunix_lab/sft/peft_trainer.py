@@ -28,7 +28,7 @@ from tunix_lab.sft.metrics_logger import MetricsLogger, Mode
 from tunix_lab.sft.profiler import Profiler
 from tunix_lab.sft.progress_bar import ProgressBar
 from tunix_lab.sft.train_state import TrainState, plain, with_plain
-from tunix_lab.sft.train_step import as_weighted, make_eval_step, make_train_step
+from tunix_lab.sft.train_step import as_weighted, jit_step, make_eval_step, make_train_step
 from tunix_lab.sft.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -315,7 +315,7 @@ class PeftTrainer(TrainedModel):
         if skip_jit:
             return self.create_train_step_fn(), self.create_eval_step_fn()
         if self._compiled is None:
-            self._compiled = jax.jit(self.create_train_step_fn(), donate_argnums=0), jax.jit(self.create_eval_step_fn())
+            self._compiled = jit_step(self.create_train_step_fn(), donate_argnums=0), jit_step(self.create_eval_step_fn())
         return self._compiled
 
     def _weighted_loss(self, model: nnx.Module, batch: Any) -> tuple[WeightedMean, dict[str, WeightedMean]]:
