@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from flax import nnx
@@ -255,7 +256,7 @@ class PeftTrainer(TrainedModel):
         return metrics
 
     def _updates(self, train_ds: Iterable[Any]) -> Iterator[tuple[Any, int, BatchHashes]]:
-        """Yields what one update reads, on the devices, [n_micro, rows, …], its number of tokens, and its hashes."""
+        """Yields what one update reads, placed, [n_micro, rows, …], its number of tokens, and its hashes."""
         groups = self._update_groups(train_ds)
         max_steps = self.config.max_steps
         while max_steps is None or self._train_steps < max_steps:
@@ -312,7 +313,7 @@ class PeftTrainer(TrainedModel):
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The train and eval steps, compiled (the train step takes over the buffers of the state it is given)."""
         if skip_jit:
-            return self.create_train_step_fn(), self.create_eval_step_fn()
+            return _on_device(self.create_train_step_fn()), _on_device(self.create_eval_step_fn())
         if self._compiled is None:
             self._compiled = jit_step(self.create_train_step_fn(), donate_argnums=0), jit_step(self.create_eval_step_fn())
         return self._compiled
@@ -389,3 +390,8 @@ class PeftTrainer(TrainedModel):
         self._flush_metrics()
         self.checkpoint_manager.close()
         self.metrics_logger.close()
+
+
+def _on_device(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step with its batch as device arrays, which a compiled one has anyway."""
+    return lambda state, frozen, batch: step(state, frozen, jax.device_put(batch))
