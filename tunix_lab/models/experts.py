@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from tunix_lab.models.config import ModelConfig
-from tunix_lab.models.layers import Einsum, activation_fn, normal_param
+from tunix_lab.models.layers import Einsum, gated, normal_param
 
 
 class ExpertWeights(nnx.Module):
@@ -50,6 +50,6 @@ class MixtureOfExperts(nnx.Module):
         owner = order // self.per_token
         sizes = jnp.bincount(chosen.reshape(-1), length=scores.shape[-1]).astype(jnp.int32)
         rows = tokens[owner]
-        hidden = activation_fn(self.activation)(self.gate_proj(rows, sizes)) * self.up_proj(rows, sizes)
+        hidden = gated(self.activation, self.gate_proj(rows, sizes), self.up_proj(rows, sizes))
         out = self.down_proj(hidden, sizes) * weights.reshape(-1)[order, None].astype(x.dtype)
         return jnp.zeros_like(tokens).at[owner].add(out).reshape(x.shape)

@@ -87,7 +87,7 @@ class UntoldUpdate:
       step: updates made, this one included.
       metrics: of the compiled step.
       n_tokens: real tokens that it read.
-      micro_batches: what it read, on the devices.
+      micro_batches: what it read, as it was placed.
       hashes: of what it read.
       marks: of the state after it; None where it is not its turn.
     """

@@ -28,7 +28,7 @@ from tunix_lab.sft.metrics_logger import MetricsLogger, Mode
 from tunix_lab.sft.profiler import Profiler
 from tunix_lab.sft.progress_bar import ProgressBar
 from tunix_lab.sft.train_state import TrainState, plain, with_plain
-from tunix_lab.sft.train_step import as_weighted, make_eval_step, make_train_step
+from tunix_lab.sft.train_step import as_weighted, jit_step, make_eval_step, make_train_step
 from tunix_lab.sft.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ class PeftTrainer(TrainedModel):
         return metrics
 
     def _updates(self, train_ds: Iterable[Any]) -> Iterator[tuple[Any, int, BatchHashes]]:
-        """Yields what one update reads, on the devices, [n_micro, rows, …], its number of tokens, and its hashes."""
+        """Yields what one update reads, placed, [n_micro, rows, …], its number of tokens, and its hashes."""
         groups = self._update_groups(train_ds)
         max_steps = self.config.max_steps
         while max_steps is None or self._train_steps < max_steps:
@@ -317,9 +317,9 @@ class PeftTrainer(TrainedModel):
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The train and eval steps, compiled (the train step takes over the buffers of the state it is given)."""
         if skip_jit:
-            return self.create_train_step_fn(), self.create_eval_step_fn()
+            return _on_device(self.create_train_step_fn()), _on_device(self.create_eval_step_fn())
         if self._compiled is None:
-            self._compiled = jax.jit(self.create_train_step_fn(), donate_argnums=0), jax.jit(self.create_eval_step_fn())
+            self._compiled = jit_step(self.create_train_step_fn(), donate_argnums=0), jit_step(self.create_eval_step_fn())
         return self._compiled
 
     def _weighted_loss(self, model: nnx.Module, batch: Any) -> tuple[WeightedMean, dict[str, WeightedMean]]:
@@ -394,3 +394,8 @@ class PeftTrainer(TrainedModel):
         self._flush_metrics()
         self.checkpoint_manager.close()
         self.metrics_logger.close()
+
+
+def _on_device(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step with its batch as device arrays, which a compiled one has anyway."""
+    return lambda state, frozen, batch: step(state, frozen, jax.device_put(batch))

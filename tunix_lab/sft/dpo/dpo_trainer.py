@@ -114,7 +114,7 @@ class DPOTrainer(PeftTrainer):
         return {key: named[key] for key in wanted}
 
     def _place(self, batch: Any, *, leading: int) -> Any:
-        """The batch on the devices, with the reference's log-probabilities, which the host never waits for."""
+        """The batch, placed, with the reference's log-probabilities, which the host never waits for."""
         placed = super()._place(batch, leading=leading)
         return placed if self._reference_logps is None else placed | self._reference_logps(placed, leading)
 
