@@ -72,7 +72,11 @@ def _written(cache: LayerCache, key: Float[Array, "batch seq kv_heads dim"], val
     """The cache with each row's keys and values in its next slots."""
     write = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new.astype(row.dtype), at, axis=1))
     at = cache["end_index"]
-    return {"k": write(cache["k"], _by_head(key), at), "v": write(cache["v"], _by_head(value), at), "end_index": at + key.shape[1]}
+    return {
+        "k": write(cache["k"], _by_head(key), at),
+        "v": write(cache["v"], _by_head(value), at),
+        "end_index": at + key.shape[1],
+    }
 
 
 def attend(

@@ -10,7 +10,7 @@ from tunix_lab.models.layers import Einsum
 
 
 class Matrix(nnx.Module):
-    """What an `Einsum` computes, from its weight as a matrix `w` [in, out] in the dtype of the computation.
+    """What an `Einsum` computes, from its weight as a matrix `w` [in, out].
 
     A weight that lies otherwise (one matrix per head, say) is transposed by each einsum with it; in a loop, by each step.
     """
@@ -18,24 +18,25 @@ class Matrix(nnx.Module):
     def __init__(self, einsum: Einsum):
         rows_and_positions, out = einsum.equation[:2], einsum.equation.split("->")[1]
         contracted, kept = einsum.contracted_and_kept
-        weight = jnp.asarray(einsum.w[...], einsum.dtype)
+        weight = einsum.w[...]
         sizes = dict(zip(einsum.weight_letters, weight.shape, strict=True))
+        self.dtype = einsum.dtype
         self.kept_sizes = tuple(sizes[letter] for letter in kept)
         self.out_axes = tuple((rows_and_positions + kept).index(letter) for letter in out)
         order = [einsum.weight_letters.index(letter) for letter in contracted + kept]
         self.w = nnx.Param(weight.transpose(order).reshape(-1, math.prod(self.kept_sizes)))
-        self.b = None if einsum.b is None else nnx.Param(jnp.asarray(einsum.b[...], einsum.dtype).reshape(einsum.bias_shape))
+        self.b = None if einsum.b is None else nnx.Param(einsum.b[...].reshape(einsum.bias_shape))
 
     def __call__(self, x: Float[Array, "batch seq *features"]) -> Float[Array, "..."]:
-        out = x.reshape(-1, self.w.shape[0]) @ self.w[...]
+        out = x.reshape(-1, self.w.shape[0]) @ jnp.asarray(self.w[...], self.dtype)
         out = out.reshape(*x.shape[:2], *self.kept_sizes).transpose(self.out_axes)
-        return out if self.b is None else out + self.b[...]
+        return out if self.b is None else out + jnp.asarray(self.b[...], self.dtype)
 
 
 def with_matrices(model: nnx.Module) -> nnx.Module:
     """The same model with a `Matrix` for every `Einsum` that is neither quantized nor adapted; `model` stays as it is.
 
-    Weights that already are such matrices are shared; the others are copied.
+    Weights that are such matrices already are shared, the others (those of attention) copied.
     """
     changed = nnx.merge(*nnx.split(model))
     for _, module in list(nnx.iter_modules(changed)):
