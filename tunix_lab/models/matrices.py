@@ -34,13 +34,20 @@ class Matrix(nnx.Module):
 
 
 def with_matrices(model: nnx.Module) -> nnx.Module:
-    """The same model with a `Matrix` for every `Einsum` that is neither quantized nor adapted; `model` stays as it is.
+    """The same model with a `Matrix` for every `Einsum`; `model` stays as it is, and is returned if it is quantized or adapted.
 
-    Weights that are such matrices already are shared, the others (those of attention) copied.
+    Weights that are such matrices already are shared, the others (those of attention) copied. What qwix has quantized or adapted
+    it runs itself, from the einsums that it knows.
     """
     changed = nnx.merge(*nnx.split(model))
     for _, module in list(nnx.iter_modules(changed)):
         for name, child in list(vars(module).items()):
-            if isinstance(child, Einsum) and isinstance(child.w, nnx.Variable) and set(nnx.state(child)) <= {"w", "b"}:
+            if isinstance(child, Einsum):
+                if not _is_plain(child):
+                    return model
                 setattr(module, name, Matrix(child))
     return changed
+
+
+def _is_plain(einsum: Einsum) -> bool:
+    return isinstance(einsum.w, nnx.Variable) and set(nnx.state(einsum)) <= {"w", "b"}
