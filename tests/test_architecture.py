@@ -53,7 +53,9 @@ ROOMS = {
     "models": _room(
         ours="ops perf config", third="jax flax qwix numpy jaxtyping safetensors einops", third_inside="huggingface_hub"
     ),
-    "generate": _room(ours="ops perf config data.tokenizer data.tokenizer_adapter", third="jax flax numpy jaxtyping"),
+    "generate": _room(
+        ours="ops perf config models.matrices data.tokenizer data.tokenizer_adapter", third="jax flax numpy jaxtyping"
+    ),
     "sft": _room(ours=_BELOW_TRAINERS, third=f"{_JAX} tqdm", third_inside="tensorboardX wandb mlflow"),
     "rl": _room(ours=f"sft {_BELOW_TRAINERS}", third=_JAX),
     "distillation": _room(ours=f"sft {_BELOW_TRAINERS}", third=_JAX),

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from tunix_lab.generate.cache import Cache, empty_slots, n_slots, with_copies, with_ends, without_ends
 from tunix_lab.generate.config import CacheConfig
 from tunix_lab.generate.sampling import SamplingParams, sample
+from tunix_lab.models.matrices import with_matrices
 from tunix_lab.ops.masks import causal_mask
 from tunix_lab.ops.softcap import soft_cap
 
@@ -155,7 +156,8 @@ def decode(model: nnx.Module, rows: Rows, call: Call, leave_at: Int[HostArray, "
     """
     slots = n_slots(rows.cache)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(call.seed), i))(rows.sample_ids)
-    graph, state = nnx.split(model)
+    # Measured on CPUs alone, where a transposed weight costs as much as the product with it: the copies take memory.
+    graph, state = nnx.split(with_matrices(model) if jax.default_backend() == "cpu" else model)
 
     def goes_on(rows: Rows) -> Bool[Array, ""]:
         return (rows.is_live.sum() > leave_at) & (jnp.where(rows.is_live, rows.place, 0).max() < slots)

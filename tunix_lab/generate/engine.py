@@ -19,6 +19,8 @@ from tunix_lab.generate.programs import MIN_NEW, MIN_SLOTS, Programs, prompt_bat
 _FIRST_SLOTS = 256
 # Fewer rows are decoded only if at least so many remain and the longest has this many tokens to go: it costs a compilation.
 _MIN_ROWS, _MIN_STEPS = 4, 32
+# A CPU takes half the time for one row as for two to four, because it need not prepare the weights for a product of matrices.
+_LAST_ROWS = {"cpu": 1}
 # Rows are replaced when this part of them has ended.
 _REPLACED = 8
 
@@ -151,13 +153,15 @@ class _Run:
         size, n_live = len(self.owner), int(self._is_live().sum())
         if self._waits():
             return max(0, n_live - max(1, size // _REPLACED))
-        return size // 2 if n_live > size // 2 and self._fewer(size // 2) else 0
+        wanted = size // 2 if size // 2 >= _MIN_ROWS else _LAST_ROWS.get(jax.default_backend(), _MIN_ROWS)
+        return wanted if n_live > wanted and self._fewer(wanted) else 0
 
     def _fewer(self, n: int) -> int | None:
         """Rows of a smaller batch that holds n; None if it is not worth while."""
         to_go = self.budget - int(self.n_new[self._is_live()].min(initial=self.budget))
         multiple = self.programs.row_multiple
-        size = bucket(n, smallest=-(-_MIN_ROWS // multiple) * multiple)
+        least = _LAST_ROWS.get(jax.default_backend(), _MIN_ROWS) if n == 1 else _MIN_ROWS
+        size = bucket(n, smallest=-(-least // multiple) * multiple)
         return size if size <= len(self.owner) // 2 and to_go >= _MIN_STEPS else None
 
     def _admit(self) -> None:
