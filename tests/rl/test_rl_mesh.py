@@ -86,6 +86,21 @@ def test_adapters_alone_are_sent(make_grpo, prompts, policy):
     assert sent == [2, 2] and learner.trainer.train_steps == 3  # after the first and the second update
 
 
+def test_a_critic_apart(make_cluster, even_reward, prompts):
+    """Beside an actor that lies where it was made: the same updates, on batches that divide over the critic's devices."""
+
+    def trained(mesh):
+        cluster = make_cluster(critic=True, rollout=ROLLOUT, mesh=mesh, max_steps=2)
+        learner = PPOLearner(cluster, PPOConfig(num_generations=2, beta=0.0), [even_reward])
+        learner.train(prompts(4))
+        return cluster, jax.device_get(learner.trainer._whole_state().params)
+
+    _, expected = trained({})
+    cluster, found = trained({Role.CRITIC: mesh_of(jax.devices()[2:6], 4, 1)})
+    same(found, expected, rtol=1e-3, atol=1e-5)
+    assert devices_of(cluster.critic_trainer.state.params) == {2, 3, 4, 5}
+
+
 def test_rules_of_a_role(make_grpo):
     """`role_to_logical_axis_rule` splits one role otherwise than the table says."""
     mesh = {Role.ACTOR: mesh_of(jax.devices()[:2], 1, 2)}

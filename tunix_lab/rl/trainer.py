@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from tunix_lab.models.decoder import for_training
 from tunix_lab.models.value_head import ValueModel
@@ -129,8 +130,8 @@ class CriticTrainer(ModelTrainer):
         return changed
 
     def follow(self, step: Callable[..., Any], micro_batches: Any) -> dict[str, Any]:
-        """One update with the compiled `step` on arrays that the actor has on its devices."""
-        if self._mesh is not None and any(array.sharding.mesh != self._mesh for array in jax.tree.leaves(micro_batches)):
+        """One update with the compiled `step` on what was placed for the actor."""
+        if self._mesh is not None and not all(_lies_on(array, self._mesh) for array in jax.tree.leaves(micro_batches)):
             micro_batches = self._place(jax.device_get(micro_batches), leading=1)
         self._train_steps += 1
         return self._step(step, micro_batches)
@@ -273,6 +274,10 @@ class RLTrainer(ModelTrainer):
         if self.critic is not None:
             self.critic.model  # noqa: B018 - the caller's critic gets its trained parameters too
         return super().model
+
+
+def _lies_on(array: Any, mesh: Mesh) -> bool:
+    return isinstance(array, jax.Array) and isinstance(array.sharding, NamedSharding) and array.sharding.mesh == mesh
 
 
 def critic_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
