@@ -26,7 +26,7 @@ def answers(seed: int, prompts: list[int], lengths: list[list[int]], max_prompt:
     return texts, token_batch(prompt_ids, ids, logps, np.ones(len(texts), bool), **sizes)
 
 
-MIXED = answers(0, [9, 5, 16], [[20, 3, 32, 1], [7], [12, 12]])
+MIXED = answers(0, [9, 5, 16, 8, 3], [[20, 3, 32, 1], [7], [12, 12], [32, 32, 31], [30, 1, 1, 9]])
 
 
 def inputs_of(batch):
@@ -53,7 +53,7 @@ def alone(model, prompt, ids):
 def test_as_if_each_answer_stood_alone(model):
     texts, batch = MIXED
     inputs = inputs_of(batch)
-    assert inputs["packing"].ids.shape[0] < len(texts)
+    assert 1 < len(inputs["packing"].ids) < len(texts)
     logps = completion_logps(model, inputs, TEMPERATURE)
     with_entropy, entropy = completion_logps_and_entropy(model, inputs, TEMPERATURE)
     for i, (prompt, ids) in enumerate(texts):
@@ -109,7 +109,7 @@ def test_a_prompt_is_computed_once_for_its_answers():
     [inputs] = packed([batch])
     packing = inputs["packing"]
     assert packing.ids.shape == (4, 320) and (packing.segments > 0).all()
-    assert packing.reads.shape == (4, 256) and "prompt_ids" not in inputs
+    assert packing.reads.shape == (1, 1024) and "prompt_ids" not in inputs
 
 
 def test_short_answers_fill_rows():
@@ -134,9 +134,18 @@ def test_rows_that_fill_up_a_batch_have_no_place():
 
 def test_batches_of_one_update_have_one_shape_and_rows_for_every_device():
     batches = [answers(seed, [8] * 4, [[n]] * 4)[1] for seed, n in enumerate((32, 2, 9))]
-    made = packed(batches, multiple=4)
+    made = packed(batches, parts=4)
     shapes = [jax.tree.map(np.shape, each) for each in made]
     assert shapes[0] == shapes[1] == shapes[2] and shapes[0]["packing"].ids[0] % 4 == 0
+
+
+def test_parts_for_devices_change_nothing(model):
+    """Each reads in its own rows."""
+    _, batch = MIXED
+    plain, in_parts = (jax.device_put(packed([batch], parts)[0]) for parts in (1, 3))
+    assert in_parts["packing"].reads.shape[0] == 3 and (in_parts["packing"].segments > 0).any(axis=1).sum() > 1
+    found = [completion_logps(model, inputs, TEMPERATURE) for inputs in (plain, in_parts)]
+    np.testing.assert_allclose(*found, atol=1e-5)
 
 
 def test_batches_of_chance_lengths_have_few_shapes():
@@ -144,8 +153,9 @@ def test_batches_of_chance_lengths_have_few_shapes():
     shapes = set()
     for seed in range(30):
         lengths = np.random.default_rng(seed).geometric(1 / 37, (32, 4)).clip(1, 128).tolist()
-        shapes.add(packed([answers(seed, [32] * 32, lengths, 32, 128)[1]])[0]["packing"].ids.shape)
-    assert shapes == {(10, 512), (12, 512), (14, 512)}
+        packing = packed([answers(seed, [32] * 32, lengths, 32, 128)[1]])[0]["packing"]
+        shapes.add((packing.ids.shape, packing.reads.shape))
+    assert len(shapes) <= 4 and {ids for ids, _ in shapes} == {(10, 512), (12, 512), (14, 512)}
 
 
 def test_lengths_that_vary_compile_little(make_grpo, prompts, metrics, compiled, policy):

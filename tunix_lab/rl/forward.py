@@ -30,9 +30,9 @@ def _outputs(model: nnx.Module, packing: Packing, **options: Any) -> Array:
     return outputs
 
 
-def _read_hidden(model: Decoder, packing: Packing) -> Float[Array, "rows reads embed"]:
+def _read_hidden(model: Decoder, packing: Packing) -> Float[Array, "parts reads embed"]:
     """The final hidden states where an answer's token is predicted: the head sees no others."""
-    return jnp.take_along_axis(_outputs(model, packing, skip_lm_head=True), packing.reads[..., None], axis=1)
+    return packing.read(_outputs(model, packing, skip_lm_head=True))
 
 
 def completion_logps(model: nnx.Module, batch: Mapping[str, Any], temperature: float) -> Float[Array, "answers tokens"]:
@@ -42,7 +42,7 @@ def completion_logps(model: nnx.Module, batch: Mapping[str, Any], temperature: f
         how = {"softcap": model.config.final_logit_softcap, "temperature": temperature}
         logps = token_logps(_read_hidden(model, packing), model.head(), packing.targets, **how)
     else:
-        logits = jnp.take_along_axis(_outputs(model, packing), packing.reads[..., None], axis=1)
+        logits = packing.read(_outputs(model, packing))
         logps = gather_logps(logits.astype(jnp.float32) / temperature, packing.targets)
     return packing.by_answer(logps, batch["completion_mask"])
 

@@ -38,8 +38,9 @@ class Packing:
       positions: int32 [rows, seq], of each token in its own text.
       segments: int32 [rows, seq], a number of its own for each prompt and each answer of a row; 0 for padding.
       trunks: int32 [rows, seq], the segment of the token's prompt.
-      reads: int32 [rows, reads], the places in the row that predict an answer's token.
-      targets: int32 [rows, reads], the tokens that are predicted there.
+      reads: int32 [parts, reads], the places that predict an answer's token, in as many rows, taken as one, as a part has: rows
+        that lie on one device are a part.
+      targets: int32 [parts, reads], the tokens that are predicted there.
       first_reads: int32 [answers], where an answer's first token is predicted, as a place in `reads` taken as one row.
       prompt_ends: int32 [answers], the place of its prompt's last token, in `ids` taken as one row.
       starts: int32 [answers], the place of its first token, likewise.
@@ -49,8 +50,8 @@ class Packing:
     positions: Int[Array, "rows seq"]
     segments: Int[Array, "rows seq"]
     trunks: Int[Array, "rows seq"]
-    reads: Int[Array, "rows reads"]
-    targets: Int[Array, "rows reads"]
+    reads: Int[Array, "parts reads"]
+    targets: Int[Array, "parts reads"]
     first_reads: Int[Array, " answers"]
     prompt_ends: Int[Array, " answers"]
     starts: Int[Array, " answers"]
@@ -60,7 +61,12 @@ class Packing:
         """Who sees whom."""
         return branching_mask(self.segments, self.trunks)
 
-    def by_answer(self, read: Float[Array, "rows reads"], mask: Bool[Array, "answers tokens"]) -> Float[Array, "answers tokens"]:
+    def read(self, outputs: Float[Array, "rows seq size"]) -> Float[Array, "parts reads size"]:
+        """What was computed at `reads`."""
+        by_part = outputs.reshape(self.reads.shape[0], -1, outputs.shape[-1])
+        return jnp.take_along_axis(by_part, self.reads[..., None], axis=1)
+
+    def by_answer(self, read: Float[Array, "parts reads"], mask: Bool[Array, "answers tokens"]) -> Float[Array, "answers tokens"]:
         """What was computed for each of `reads`, in order of the answers' tokens; 0 where the mask is False."""
         return _taken(read, self.first_reads[:, None] + jnp.arange(mask.shape[1]), mask)
 
@@ -95,24 +101,23 @@ def one_a_row(batch: Mapping[str, Array]) -> Packing:
     )
 
 
-def packed(batches: Sequence[Batch], multiple: int = 1) -> list[dict[str, Any]]:
+def packed(batches: Sequence[Batch], parts: int = 1) -> list[dict[str, Any]]:
     """The batches with a `packing` each in place of their prompts; all packings have the same shape.
 
     The shape is one of few, so that few programs are compiled, and depends on the batches alone, so that a resumed run has the
-    same: rows have room for the longest text that may come, or for several answers to a prompt, and their number is rounded up.
+    same: rows have room for the longest text that may come, or for several answers to a prompt, and numbers are rounded up.
 
     Args:
       batches: host arrays, see `rl.experience`; neighbouring rows with the same prompt share it.
-      multiple: what the number of rows is a multiple of.
+      parts: of equally many rows, one for each device over which the rows are split.
     """
     texts = [_texts(batch) for batch in batches]
     prompt, completion = (max(batch[f"{part}_ids"].shape[1] for batch in batches) for part in ("prompt", "completion"))
     length = _row_length([text for some in texts for text in some], prompt, completion)
     placed = [_filled_rows(some, length) for some in texts]
-    n_rows = _rounded_up(-(-max(map(len, placed)) // multiple), 1) * multiple
-    n_read = max((sum(len(text.ids) for branch in row.values() for text in branch) for rows in placed for row in rows), default=1)
-    step = min(completion, length // 4)
-    shape = _Shape(n_rows, length, min(length, -(-n_read // step) * step))
+    n_rows = _rounded_up(-(-max(1, *map(len, placed)) // parts), 1)
+    n_read = max(_n_read(rows[part * n_rows : (part + 1) * n_rows]) for rows in placed for part in range(parts))
+    shape = _Shape(parts, n_rows, length, _rounded_up(max(1, n_read), 16))
     return [
         {name: array for name, array in batch.items() if name not in _PROMPT}
         | {"packing": _arrays(rows, len(batch["is_row"]), shape)}
@@ -123,9 +128,10 @@ def packed(batches: Sequence[Batch], multiple: int = 1) -> list[dict[str, Any]]:
 class _Shape(NamedTuple):
     """Of a packing."""
 
-    rows: int
+    parts: int
+    rows: int  # of a part
     length: int
-    reads: int
+    reads: int  # of a part
 
 
 class _Text(NamedTuple):
@@ -158,6 +164,11 @@ def _texts(batch: Batch) -> list[_Text]:
 
 def _branches(texts: Sequence[_Text]) -> list[list[_Text]]:
     return [list(branch) for _, branch in itertools.groupby(texts, key=lambda text: text.group)]
+
+
+def _n_read(rows: Sequence[_Row]) -> int:
+    """Tokens of the answers in some rows."""
+    return sum(len(text.ids) for row in rows for branch in row.values() for text in branch)
 
 
 def _row_length(texts: Sequence[_Text], prompt: int, completion: int) -> int:
@@ -214,11 +225,12 @@ def _segments(row: _Row) -> Iterator[_Segment]:
 
 def _arrays(rows: Sequence[_Row], n_answers: int, shape: _Shape) -> Packing:
     """The packing of one batch, as host arrays."""
-    ids, positions, segments, trunks = np.zeros((4, shape.rows, shape.length), np.int32)
-    reads, targets = np.zeros((2, shape.rows, shape.reads), np.int32)
+    ids, positions, segments, trunks = np.zeros((4, shape.parts * shape.rows, shape.length), np.int32)
+    reads, targets = np.zeros((2, shape.parts, shape.reads), np.int32)
     first_reads, prompt_ends, starts = np.zeros((3, n_answers), np.int32)
+    n_read = [0] * shape.parts
     for r, row in enumerate(rows):
-        n_read = 0
+        part, begin = r // shape.rows, r % shape.rows * shape.length
         for segment in _segments(row):
             n = len(segment.ids)
             here = r, slice(segment.start, segment.start + n)
@@ -226,13 +238,14 @@ def _arrays(rows: Sequence[_Row], n_answers: int, shape: _Shape) -> Packing:
             segments[here], trunks[here] = segment.number, segment.trunk
             if segment.answer is None:
                 continue
-            here = r, slice(n_read, n_read + n)
-            targets[here], reads[here] = segment.ids, segment.start - 1 + np.arange(n)
-            reads[r, n_read : n_read + min(n, 1)] = segment.prompt_end
-            first_reads[segment.answer] = r * shape.reads + n_read
+            first = n_read[part]
+            here = part, slice(first, first + n)
+            targets[here], reads[here] = segment.ids, begin + segment.start - 1 + np.arange(n)
+            reads[part, first : first + min(n, 1)] = begin + segment.prompt_end
+            first_reads[segment.answer] = part * shape.reads + first
             prompt_ends[segment.answer] = r * shape.length + segment.prompt_end
             starts[segment.answer] = r * shape.length + segment.start
-            n_read += n
+            n_read[part] += n
     return Packing(ids, positions, segments, trunks, reads, targets, first_reads, prompt_ends, starts)
 
 
