@@ -177,7 +177,9 @@ class Cluster(shapes.Phases, RLCluster):
     wait = staticmethod(jax.block_until_ready)
 
 
-def cluster(model: str, prompt: int, new: int, cache: int, top_p: float | None, stops: list[int], with_critic: bool) -> Cluster:
+def cluster(
+    model: str, prompt: int, new: int, cache: int, top_p: float | None, mean_length: float | None, with_critic: bool
+) -> Cluster:
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(1, 1), ("fsdp", "tp"))
     optimizer = optax.adamw(shapes.LEARNING_RATE)
     return Cluster(
@@ -194,13 +196,13 @@ def cluster(model: str, prompt: int, new: int, cache: int, top_p: float | None, 
                 kv_cache_size=cache,
                 temperature=1.0,
                 top_p=1.0 if top_p is None else top_p,
-                eos_tokens=stops,
+                eos_tokens=shapes.stop_ids(mean_length, shapes.MODELS[model]["vocab_size"]),
             ),
         ),
     )
 
 
-def learning(learner: Any, prompts: list[str]) -> Run:
+def learning(learner: Any, prompts: list[str], warm_up: int) -> Run:
     """`run(n)` makes n steps: sampling, rewards, reference, update."""
     gate = shapes.Gate({"prompts": np.array(prompts)}, learner.train)
 
@@ -210,24 +212,19 @@ def learning(learner: Any, prompts: list[str]) -> Run:
         return shapes.phases_of(learner.rl_cluster)
 
     learner.rl_cluster.taken = {}
-    run(2)
+    run(warm_up)
     return run
 
 
-def grpo(
-    model: str, rows: int, answers: int, prompt: int, new: int, cache: int, top_p: float | None, mean_length: float | None
-) -> Run:
-    vocab_size = shapes.MODELS[model]["vocab_size"]
-    made = cluster(model, prompt, new, cache, top_p, shapes.stop_ids(mean_length, vocab_size), with_critic=False)
-    return learning(
-        GRPOLearner(made, GRPOConfig(num_generations=answers), shapes.reward), shapes.prompts(0, rows, prompt, vocab_size)
-    )
+def grpo(model: str, rows: int, answers: int, prompt: int, warm_up: int, **sampling: Any) -> Run:
+    made = cluster(model, prompt, with_critic=False, **sampling)
+    learner = GRPOLearner(made, GRPOConfig(num_generations=answers), shapes.reward)
+    return learning(learner, shapes.prompts(0, rows, prompt, shapes.MODELS[model]["vocab_size"]), warm_up)
 
 
-def ppo(model: str, rows: int, prompt: int, new: int, cache: int, top_p: float | None, mean_length: float | None) -> Run:
-    vocab_size = shapes.MODELS[model]["vocab_size"]
-    made = cluster(model, prompt, new, cache, top_p, shapes.stop_ids(mean_length, vocab_size), with_critic=True)
-    return learning(PPOLearner(made, PPOConfig(), shapes.reward), shapes.prompts(0, rows, prompt, vocab_size))
+def ppo(model: str, rows: int, prompt: int, warm_up: int, **sampling: Any) -> Run:
+    learner = PPOLearner(cluster(model, prompt, with_critic=True, **sampling), PPOConfig(), shapes.reward)
+    return learning(learner, shapes.prompts(0, rows, prompt, shapes.MODELS[model]["vocab_size"]), warm_up)
 
 
 JOBS: dict[str, Callable[..., Run]] = {job.__name__: job for job in (sft, lora, dpo, orpo, distill, decode, grpo, ppo)}

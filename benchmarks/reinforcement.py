@@ -28,11 +28,11 @@ PHASES = {"step": "cpu_s", "rollout": "rollout_cpu_s", "reference": "reference_c
 
 def measure(sides, row: str, rounds: int) -> None:
     job, options = ROWS[row]
-    # Lengths differ from step to step: several make a turn.
-    steps = 3 if options["mean_length"] else 1
+    # Lengths differ from step to step: several make a turn, and more are made before, so that all programs are compiled.
+    steps, warm_up = (3, 12) if options["mean_length"] else (1, 2)
     with workers(sides) as pair:
         for worker in pair:
-            worker.prepare(job, **options)
+            worker.prepare(job, warm_up=warm_up, **options)
         found = in_turns(pair, lambda worker: worker.run(steps), rounds)
         for answer in (answer for side in found for answer in side):
             answer["training_cpu_s"] = answer["cpu_s"] - answer["rollout_cpu_s"] - answer["reference_cpu_s"]

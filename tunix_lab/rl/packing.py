@@ -25,6 +25,7 @@ from tunix_lab.rl.experience import Batch
 _LONGEST_FOR_SHARING = 512
 # Where texts may be longer than this, rows are as long as the texts that came need.
 _LONG = 1024
+_MANY = 64  # answers
 _PROMPT = ("prompt_ids", "prompt_mask")
 
 
@@ -117,7 +118,9 @@ def packed(batches: Sequence[Batch], parts: int = 1) -> list[dict[str, Any]]:
     placed = [_filled_rows(some, length) for some in texts]
     n_rows = _rounded_up(-(-max(1, *map(len, placed)) // parts), 1)
     n_read = max(_n_read(rows[part * n_rows : (part + 1) * n_rows]) for rows in placed for part in range(parts))
-    shape = _Shape(parts, n_rows, length, _rounded_up(max(1, n_read), 16))
+    # Sizes are parts of what rows with a prompt each have room for; the sum of many lengths varies little, so they may be closer.
+    step = -(-n_rows * (length - prompt) // (4 if max(map(len, texts)) < _MANY else 8))
+    shape = _Shape(parts, n_rows, length, max(1, -(-n_read // step)) * step)
     return [
         {name: array for name, array in batch.items() if name not in _PROMPT}
         | {"packing": _arrays(rows, len(batch["is_row"]), shape)}
