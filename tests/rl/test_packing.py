@@ -158,6 +158,17 @@ def test_batches_of_chance_lengths_have_few_shapes():
     assert len(shapes) <= 6 and {ids for ids, _ in shapes} == {(10, 512), (12, 512), (14, 512)}
 
 
+def test_long_texts():
+    """Where texts may have thousands of tokens, rows are as long as those that came need; the arrays of answers too."""
+    texts, batch = answers(0, [1100, 30], [[50, 9], [20]], 4096, 8192)
+    assert batch["completion_ids"].shape == (3, 512)
+    packing = packed([batch])[0]["packing"]
+    assert packing.ids.shape == (1, 2048) and packing.reads.shape[1] >= 79
+    for i, (_, ids) in enumerate(texts):
+        np.testing.assert_array_equal(packing.ids.ravel()[packing.starts[i] :][: len(ids)], ids)
+        np.testing.assert_array_equal(packing.targets.ravel()[packing.first_reads[i] :][: len(ids)], ids)
+
+
 def test_lengths_that_vary_compile_little(make_grpo, prompts, metrics, compiled, policy):
     """Eighty rollouts of answers of 1 to 64 tokens share a few programs; nothing else is compiled behind the first of them."""
     rollout = {"max_tokens_to_generate": 64, "eos_tokens": list(range(3, 7))}

@@ -9,6 +9,8 @@ all answers' tokens agree.
   is_row bool                                               [rows]           False for rows that only fill up a batch
 
 and, where the algorithm has them, old_logps, ref_logps, old_values, returns: float32 [rows, tokens].
+
+What a model computes of it goes through `rl.packing`, which puts several answers into a row.
 """
 
 from collections.abc import Mapping, Sequence

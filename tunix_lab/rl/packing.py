@@ -119,7 +119,8 @@ def packed(batches: Sequence[Batch], parts: int = 1) -> list[dict[str, Any]]:
     n_rows = _rounded_up(-(-max(1, *map(len, placed)) // parts), 1)
     n_read = max(_n_read(rows[part * n_rows : (part + 1) * n_rows]) for rows in placed for part in range(parts))
     # Sizes are parts of what rows with a prompt each have room for; the sum of many lengths varies little, so they may be closer.
-    step = -(-n_rows * (length - prompt) // (4 if max(map(len, texts)) < _MANY else 8))
+    room = n_rows * (length - min(prompt, length // 2))
+    step = -(-room // (4 if max(map(len, texts)) < _MANY else 8))
     shape = _Shape(parts, n_rows, length, max(1, -(-n_read // step)) * step)
     return [
         {name: array for name, array in batch.items() if name not in _PROMPT}
