@@ -1,5 +1,6 @@
 """The one sharding table: which mesh axis splits which logical axis of parameters, optimizer state and batches."""
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -70,13 +71,18 @@ def batch_sharding(mesh: Mesh, ndim: int, *, leading: int, axes: tuple[str, ...]
     return NamedSharding(mesh, PartitionSpec(*spec[:ndim]))
 
 
+def row_parts(mesh: Mesh | None, axes: tuple[str, ...] = (BATCH_AXIS,)) -> int:
+    """Over how many devices the rows of a batch are split; None is one device."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in axes if axis in mesh.shape)
+
+
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, *, leading: int, axes: tuple[str, ...] = (BATCH_AXIS,)):
     """Sends a batch (any pytree of host arrays) to the devices, each process giving its own rows.
 
     Raises:
       ValueError: if the rows do not divide over the devices that share them.
     """
-    parts = int(np.prod([mesh.shape[axis] for axis in axes if axis in mesh.shape]))
+    parts = row_parts(mesh, axes)
 
     def place(array):
         array = np.asarray(array)

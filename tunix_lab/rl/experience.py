@@ -69,6 +69,30 @@ def token_batch(
     }
 
 
+def given_batch(
+    prompt_tokens: np.ndarray,
+    completion_tokens: np.ndarray,
+    pad_id: int | None,
+    eos_id: int | None,
+    prompt_mask: np.ndarray | None = None,
+    completion_mask: np.ndarray | None = None,
+) -> Batch:
+    """The tokens of a batch and their masks, from arrays that somebody else padded, and maybe without masks.
+
+    For the arguments see `RLCluster.get_old_per_token_logps`.
+    """
+    prompts, answers = np.asarray(prompt_tokens, np.int32), np.asarray(completion_tokens, np.int32)
+    if prompt_mask is None:
+        prompt_mask = np.maximum.accumulate(prompts != pad_id, axis=1)
+    if completion_mask is None:
+        real = np.maximum.accumulate((answers != pad_id)[:, ::-1], axis=1)[:, ::-1]
+        is_end = answers == eos_id
+        after = np.cumsum(is_end, axis=1) - is_end > 0
+        completion_mask = np.where(is_end.any(axis=1, keepdims=True), ~after, real)
+    masks = {"prompt_mask": np.asarray(prompt_mask, bool), "completion_mask": np.asarray(completion_mask, bool)}
+    return {"prompt_ids": prompts, "completion_ids": answers, **masks}
+
+
 def rows_of(batch: Mapping[str, np.ndarray], rows: np.ndarray | slice) -> Batch:
     """Some rows of a batch."""
     return {name: array[rows] for name, array in batch.items()}

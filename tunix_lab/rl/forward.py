@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from tunix_lab.models.decoder import Decoder
-from tunix_lab.models.sharding import BATCH_AXIS, place_batch
+from tunix_lab.models.sharding import place_batch, row_parts
 from tunix_lab.ops.logps import gather_logps, token_logps, token_logps_and_entropy
 from tunix_lab.rl.experience import Batch, rows_of
 from tunix_lab.rl.packing import Packing, one_a_row, packed
@@ -94,7 +94,7 @@ class Forward:
           rows_at_once: answers of one pass; None is all. All passes have one shape.
         """
         n = len(batch["prompt_ids"])
-        parts = 1 if self._mesh is None else self._mesh.shape.get(BATCH_AXIS, 1)
+        parts = row_parts(self._mesh)
         size = -(-(rows_at_once or n) // parts) * parts
         read = {name: batch[name] for name in _READ}
         pieces = [

@@ -14,7 +14,7 @@ from tunix_lab.rl.config import ClusterConfig as ClusterConfig
 from tunix_lab.rl.config import RLTrainingConfig as RLTrainingConfig
 from tunix_lab.rl.config import Role as Role
 from tunix_lab.rl.config import RolloutConfig
-from tunix_lab.rl.experience import Batch
+from tunix_lab.rl.experience import Batch, given_batch
 from tunix_lab.rl.forward import Forward, completion_logps, completion_values
 from tunix_lab.rl.inference_worker import InferenceWorker
 from tunix_lab.rl.metrics_buffer import MetricsBuffer as MetricsBuffer
@@ -238,7 +238,7 @@ class RLCluster:
           **masks: prompt_mask, bool [rows, P], True where a token is real; without it all are but the leading run of `pad_id`.
             completion_mask, bool [rows, T], likewise; without it all are up to the first `eos_id`, or to the trailing `pad_id`s.
         """
-        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
+        batch = given_batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
         return self._old_logps(nnx.split(self.actor_trainer.model)[1], batch, self._rows_at_once(micro_batch_size))
 
     def get_ref_per_token_logps(
@@ -251,7 +251,7 @@ class RLCluster:
         **masks: np.ndarray,
     ) -> np.ndarray:
         """The same of the reference; for the arguments see `get_old_per_token_logps`."""
-        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
+        batch = given_batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
         return self.inference_worker.get_ref_per_token_logps(batch, self._rows_at_once(micro_batch_size))
 
     def get_values(
@@ -271,7 +271,7 @@ class RLCluster:
         """
         if self._values is None:
             raise ValueError("the cluster has no critic: RLCluster(…, critic=…)")
-        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
+        batch = given_batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
         values = self._values(nnx.split(self.critic_trainer.model)[1], batch, self._rows_at_once(micro_batch_size))
         return np.asarray(values if with_last else values[:, :-1], np.float32)
 
@@ -285,7 +285,7 @@ class RLCluster:
         **masks: np.ndarray,
     ) -> np.ndarray:
         """The reward model's score of each answer, float32 [rows]; for the arguments see there."""
-        batch = _batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
+        batch = given_batch(prompt_tokens, completion_tokens, pad_id, eos_id, **masks)
         return self.inference_worker.get_rewards(batch, self._rows_at_once(micro_batch_size))
 
     def _rows_at_once(self, rows: int | None) -> int | None:
@@ -381,23 +381,3 @@ def _seed(config: RolloutConfig, *purpose: int) -> int:
 
 def _key_bits(key: jax.Array) -> jax.Array:
     return jax.random.key_data(key) if jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-
-
-def _batch(
-    prompt_tokens: np.ndarray,
-    completion_tokens: np.ndarray,
-    pad_id: int | None,
-    eos_id: int | None,
-    prompt_mask: np.ndarray | None = None,
-    completion_mask: np.ndarray | None = None,
-) -> Batch:
-    prompts, answers = np.asarray(prompt_tokens, np.int32), np.asarray(completion_tokens, np.int32)
-    if prompt_mask is None:
-        prompt_mask = np.maximum.accumulate(prompts != pad_id, axis=1)
-    if completion_mask is None:
-        real = np.maximum.accumulate((answers != pad_id)[:, ::-1], axis=1)[:, ::-1]
-        is_end = answers == eos_id
-        after = np.cumsum(is_end, axis=1) - is_end > 0
-        completion_mask = np.where(is_end.any(axis=1, keepdims=True), ~after, real)
-    masks = {"prompt_mask": np.asarray(prompt_mask, bool), "completion_mask": np.asarray(completion_mask, bool)}
-    return {"prompt_ids": prompts, "completion_ids": answers, **masks}

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from tunix_lab.models.decoder import for_training
+from tunix_lab.models.sharding import row_parts
 from tunix_lab.models.value_head import ValueModel
 from tunix_lab.rl.experience import Batch
 from tunix_lab.rl.offload import parked, unparked
@@ -85,8 +86,7 @@ class ModelTrainer(PeftTrainer):
     @property
     def row_parts(self) -> int:
         """The devices over which the rows of a batch are split."""
-        axes = self.config.data_sharding_axis
-        return 1 if self._mesh is None else math.prod(self._mesh.shape[axis] for axis in axes if axis in self._mesh.shape)
+        return row_parts(self._mesh, self.config.data_sharding_axis)
 
     def _stacked(self, prepared: list[Batch]) -> Any:
         return stack(packed(prepared, self.row_parts))

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 from flax import nnx
@@ -28,7 +27,7 @@ from tunix_lab.sft.metrics_logger import MetricsLogger, Mode
 from tunix_lab.sft.profiler import Profiler
 from tunix_lab.sft.progress_bar import ProgressBar
 from tunix_lab.sft.train_state import TrainState, plain, with_plain
-from tunix_lab.sft.train_step import as_weighted, jit_step, make_eval_step, make_train_step
+from tunix_lab.sft.train_step import as_weighted, jit_step, make_eval_step, make_train_step, on_device
 from tunix_lab.sft.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -317,7 +316,7 @@ class PeftTrainer(TrainedModel):
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The train and eval steps, compiled (the train step takes over the buffers of the state it is given)."""
         if skip_jit:
-            return _on_device(self.create_train_step_fn()), _on_device(self.create_eval_step_fn())
+            return on_device(self.create_train_step_fn()), on_device(self.create_eval_step_fn())
         if self._compiled is None:
             self._compiled = jit_step(self.create_train_step_fn(), donate_argnums=0), jit_step(self.create_eval_step_fn())
         return self._compiled
@@ -394,8 +393,3 @@ class PeftTrainer(TrainedModel):
         self._flush_metrics()
         self.checkpoint_manager.close()
         self.metrics_logger.close()
-
-
-def _on_device(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The step with its batch as device arrays, which a compiled one has anyway."""
-    return lambda state, frozen, batch: step(state, frozen, jax.device_put(batch))

@@ -41,6 +41,11 @@ def jit_step(step: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return jax.jit(step, compiler_options=compiler_options, **options)
 
 
+def on_device(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step with its batch as device arrays, which a compiled one has anyway."""
+    return lambda state, frozen, batch: step(state, frozen, jax.device_put(batch))
+
+
 def as_weighted(value: Any) -> WeightedMean | PerRow:
     """A plain scalar counts once, whatever it was averaged over."""
     if isinstance(value, WeightedMean | PerRow):
