@@ -1,12 +1,15 @@
 """Grouped-query attention with rotary positions, a sliding window, an optional cache, and what single families add to it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from tunix_lab.models.capture import AttentionMap
-from tunix_lab.models.config import ModelConfig
+from tunix_lab.models.config import AttentionKind, ModelConfig
 from tunix_lab.models.layers import Einsum, RMSNorm
 from tunix_lab.models.rope import apply_rope, rope_frequencies
 from tunix_lab.ops.masks import window_mask
@@ -16,20 +19,38 @@ from tunix_lab.ops.softcap import soft_cap
 LayerCache = dict[str, Array]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """What sets "local" layers apart from "global" ones; no part of a layer, so that one program can run both.
+
+    Attributes:
+      frequencies: of the rotary embedding; of several layers at once, for a scan, with an axis in front.
+      window: positions (slots of a cache) that a query sees, its own included; None is all.
+    """
+
+    frequencies: Float[np.ndarray | Array, "*layers half"]
+    window: int | Int[np.ndarray | Array, "*layers"] | None
+
+
+def layer_kind(config: ModelConfig, kind: AttentionKind) -> LayerKind:
+    """How a model's layers of this kind attend."""
+    is_local = kind == "local"
+    own_theta = is_local and config.rope_theta_local is not None
+    theta = config.rope_theta_local if own_theta else config.rope_theta
+    frequencies = rope_frequencies(config.head_dim, theta, None if own_theta else config.rope_scaling)
+    return LayerKind(frequencies, config.sliding_window if is_local else None)
+
+
 class Attention(nnx.Module):
-    """One attention layer; "local" layers see `sliding_window` positions (slots of a cache), "global" layers all.
+    """One attention layer.
 
     Query head h reads key-value head h // (num_heads / num_kv_heads)  (https://arxiv.org/abs/2305.13245).
     """
 
-    def __init__(self, config: ModelConfig, layer: int, rngs: nnx.Rngs):
-        self.is_local = config.attention_kind(layer) == "local"
-        self.window = config.sliding_window
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.query_scale = config.query_scale
         self.softcap = config.attn_logit_softcap
-        own_theta = self.is_local and config.rope_theta_local is not None
-        self.theta = config.rope_theta_local if own_theta else config.rope_theta
-        self.rope_scaling = None if own_theta else config.rope_scaling
         embed, heads, kv_heads, dim = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         query = ((heads, embed, dim), ("heads", "embed", None))
         self.q_einsum = Einsum("btd,ndh->btnh", *query, embed, config, rngs, bias="nh" if config.qkv_bias else None)
@@ -46,13 +67,13 @@ class Attention(nnx.Module):
         positions: Int[Array, "batch seq"],
         cache: LayerCache | None,
         attention_mask: Bool[Array, "batch seq key"],
+        kind: LayerKind,
         keeps_map: bool = False,
     ) -> tuple[Float[Array, "batch seq embed"], LayerCache | None, AttentionMap | None]:
         query, (key, value) = self.q_einsum(x), self.kv_einsum(x)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        frequencies = rope_frequencies(query.shape[-1], self.theta, self.rope_scaling)
-        query, key = apply_rope(query, positions, frequencies), apply_rope(key, positions, frequencies)
+        query, key = apply_rope(query, positions, kind.frequencies), apply_rope(key, positions, kind.frequencies)
         queries = keys = positions  # where they stand, for the window
         if cache is not None:
             n_keys = attention_mask.shape[-1]
@@ -61,8 +82,8 @@ class Attention(nnx.Module):
             # Only the slots that the mask covers are read: a cache larger than needed costs memory, not time.
             key, value = (jnp.swapaxes(cache[name][:, :, :n_keys], 1, 2) for name in ("k", "v"))
         mask = attention_mask
-        if self.is_local:
-            mask = mask & window_mask(queries, keys, self.window)
+        if kind.window is not None:
+            mask = mask & window_mask(queries, keys, kind.window)
         key, value, how = key.astype(query.dtype), value.astype(query.dtype), {"scale": self.query_scale, "softcap": self.softcap}
         kept = AttentionMap(attention_weights(query, key, mask, **how), mask) if keeps_map else None
         return self.attn_vec_einsum(attend(query, key, value, mask, **how)), cache, kept

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from tunix_lab.models.attention import Attention, LayerCache
+from tunix_lab.models.attention import Attention, LayerCache, layer_kind
 from tunix_lab.models.capture import Capture
 from tunix_lab.models.config import ModelConfig
 from tunix_lab.models.experts import MixtureOfExperts
@@ -21,16 +21,16 @@ Cache = dict[str, LayerCache]
 class Block(nnx.Module):
     """x + attention(norm(x)), then the same with the feed-forward layer; some families norm once more what is added."""
 
-    def __init__(self, config: ModelConfig, layer: int, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.pre_attention_norm = RMSNorm(config.embed_dim, config)
-        self.attn = Attention(config, layer, rngs)
+        self.attn = Attention(config, rngs)
         self.pre_ffw_norm = RMSNorm(config.embed_dim, config)
         self.mlp = FeedForward(config, rngs) if config.experts is None else MixtureOfExperts(config, rngs)
         self.post_attention_norm = RMSNorm(config.embed_dim, config) if config.post_norms else None
         self.post_ffw_norm = RMSNorm(config.embed_dim, config) if config.post_norms else None
 
-    def __call__(self, x, positions, cache, attention_mask, keeps_map=False):
-        attended, cache, kept = self.attn(self.pre_attention_norm(x), positions, cache, attention_mask, keeps_map)
+    def __call__(self, x, positions, cache, attention_mask, kind, keeps_map=False):
+        attended, cache, kept = self.attn(self.pre_attention_norm(x), positions, cache, attention_mask, kind, keeps_map)
         x = x + _normed(self.post_attention_norm, attended)
         return x + _normed(self.post_ffw_norm, self.mlp(self.pre_ffw_norm(x))), cache, kept
 
@@ -45,7 +45,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.embedder = Embedder(config, rngs)
-        self.layers = nnx.List([Block(config, layer, rngs) for layer in range(config.num_layers)])
+        self.layers = nnx.List([Block(config, rngs) for _ in range(config.num_layers)])
         self.final_norm = RMSNorm(config.embed_dim, config)
         self.lm_head = None if config.tie_embeddings else Head(config, rngs)
         self.remat: Remat = "none"
@@ -85,18 +85,20 @@ class Decoder(nnx.Module):
         return x, new_cache or None
 
     def _run_layers(self, x, positions, cache, attention_mask, capture) -> tuple[Array, Cache]:
+        by_name = {name: layer_kind(self.config, name) for name in set(self.config.attention_pattern)}
+        kinds = [by_name[self.config.attention_kind(layer)] for layer in range(self.config.num_layers)]
         if isinstance(self.layers, LayerStack):
             if cache is not None or capture is not None:
                 raise ValueError("stacked layers are for training: decode, or capture, with the model that they come from")
-            return self.layers(x, positions, attention_mask), {}
+            return self.layers(x, positions, attention_mask, kinds), {}
         new_cache: Cache = {}
         for i, block in enumerate(self.layers):
             if self.remat != "none" and cache is None and capture is None:
-                x = run_block(block, self.remat, x, positions, attention_mask)
+                x = run_block(block, self.remat, x, positions, attention_mask, kinds[i])
                 continue
             layer_cache = None if cache is None else cache[f"layer_{i}"]
             keeps_map = capture is not None and i in capture.attention_layers
-            x, layer_cache, attention_map = block(x, positions, layer_cache, attention_mask, keeps_map)
+            x, layer_cache, attention_map = block(x, positions, layer_cache, attention_mask, kinds[i], keeps_map)
             if capture is not None:
                 capture.keep(i, x, attention_map)
             if layer_cache is not None:
@@ -128,20 +130,22 @@ def for_training(model: Decoder, *, scan_layers: bool, remat: Remat) -> Decoder:
     changed = nnx.merge(graph, jax.tree.map(lambda array: array, state))
     changed.remat = remat
     if scan_layers:
-        changed.layers = stack_layers(changed.layers, len(model.config.attention_pattern), remat)
+        changed.layers = stack_layers(changed.layers, remat)
     return changed
 
 
 def init_decoder(config: ModelConfig, seed: int, shardings=None) -> Decoder:
-    """A decoder with random weights; drawn on the device, in place if `shardings` maps its abstract state to shardings.
+    """A decoder with random weights.
 
     Args:
       config: its shape.
       seed: the same seed gives the same weights on any mesh.
-      shardings: function from the abstract `nnx.State` to a state of shardings, or None.
+      shardings: function from the abstract `nnx.State` to a state of shardings, where they are drawn; None is one device.
     """
     build = lambda: Decoder(config, rngs=nnx.Rngs(params=seed))  # noqa: E731
+    if shardings is None:
+        return build()
+    # One program for all of them, which no device holds whole; its compilation takes as long as the model is deep.
     graph, abstract = nnx.split(nnx.eval_shape(build))
-    out_shardings = None if shardings is None else shardings(abstract)
-    state = jax.jit(lambda: nnx.state(build()), out_shardings=out_shardings)()
+    state = jax.jit(lambda: nnx.state(build()), out_shardings=shardings(abstract))()
     return nnx.merge(graph, state)

@@ -13,7 +13,12 @@ from tunix_lab.models.config import Activation, ModelConfig
 
 def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], stddev: float, dtype: str) -> nnx.Param:
     """A parameter drawn from N(0, stddev²); `axes` names its logical axes for `models.sharding`."""
-    return nnx.Param((stddev * jax.random.normal(rngs.params(), shape)).astype(dtype), axes=axes)
+    return nnx.Param(_draw(rngs.params(), shape, stddev, dtype), axes=axes)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))  # one program for all that are alike
+def _draw(key: Array, shape: tuple[int, ...], stddev: float, dtype: str) -> Array:
+    return (stddev * jax.random.normal(key, shape)).astype(dtype)
 
 
 class Einsum(nnx.Module):

@@ -39,7 +39,7 @@ def segment_positions(segment_ids: Int[Array, "batch seq"]) -> Int[Array, "batch
 
 
 def window_mask(
-    queries: Int[Array, "*batch query"], keys: Int[Array, "*#batch key"], window: int
+    queries: Int[Array, "*batch query"], keys: Int[Array, "*#batch key"], window: int | Int[Array, ""]
 ) -> Bool[Array, "*batch query key"]:
     """True where a key is among the `window` places that end at the query's; causality is another mask's matter."""
     return queries[..., :, None] - keys[..., None, :] < window

@@ -36,9 +36,7 @@ class TrainedModel:
     @property
     def model(self) -> nnx.Module:
         """The model with its present parameters."""
-        params = self._state.params
-        if self.config.scan_layers:
-            params = unstacked(params, len(self._model.config.attention_pattern))
+        params = unstacked(self._state.params) if self.config.scan_layers else self._state.params
         nnx.update(self._model, self._home.to_state(params), self._state.variables)
         return self._model
 
