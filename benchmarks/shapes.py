@@ -135,17 +135,18 @@ class Gate:
 
 
 class Phases:
-    """Mixin of a cluster: CPU seconds of sampling and of the reference's log-probabilities; the rest of a step is training."""
+    """Mixin of a cluster: seconds of sampling and of the reference's log-probabilities; the rest of a step is training."""
 
+    clock = staticmethod(time.process_time)
     taken: dict[str, float]
     wait: Callable[[Any], Any]  # until arrays are computed, so that each phase pays for its own
 
     def _timed(self, phase: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        began = time.process_time()
+        began = self.clock()
         try:
             return type(self).wait(function(*args, **options))
         finally:
-            self.taken[phase] += time.process_time() - began
+            self.taken[phase] += self.clock() - began
 
     def generate(self, *args: Any, **options: Any) -> Any:
         return self._timed("rollout", super().generate, *args, **options)

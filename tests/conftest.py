@@ -1,7 +1,11 @@
-"""Eight virtual CPU devices in this process (never in the processes that tests start), and the small decoder that tests share."""
+"""Eight virtual CPU devices in this process (never in the processes that tests start), and the small decoder that tests share.
+
+`TESTS_ON=cuda pytest …` runs the same tests on a GPU, where those that want several devices fail.
+"""
 
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,9 +15,13 @@ import numpy as np
 import pytest
 
 # No module of tunix_lab is imported up here: the shape checks of jaxtyping are installed after this file is read.
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time of these tests is compilation
+PLATFORM = os.environ.get("TESTS_ON", "cpu")
+jax.config.update("jax_platforms", PLATFORM)
+if PLATFORM == "cpu":
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time of these tests is compilation
+else:
+    jax.config.update("jax_default_matmul_precision", "highest")  # float32 means float32
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

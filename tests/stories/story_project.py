@@ -73,7 +73,7 @@ class Project:
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("TUNIX_LAB_") and name != "XLA_FLAGS"}
-        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1", "JAX_PLATFORMS": "cpu"}
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1", "JAX_PLATFORMS": os.environ.get("TESTS_ON", "cpu")}
         return kept | quiet | {"TUNIX_LAB_HOME": str(self.home), "TUNIX_LAB_CACHE_DIR": str(self.cache)} | more
 
     def write_spec(self, name: str, *, init: str = "{kind: random}", algorithm: str = "{kind: sft}", data: str = CHAT) -> Path:

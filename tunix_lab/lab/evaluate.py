@@ -14,6 +14,7 @@ from tunix_lab.data.pairs import preference_examples
 from tunix_lab.data.pipeline import eval_batches
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.errors import UserError
+from tunix_lab.lab.jax_settings import set_up_jax
 from tunix_lab.lab.outputs import ModelFolder, find_model
 from tunix_lab.lab.preflight import check_places
 from tunix_lab.lab.prompts import Prompt, make_prompts
@@ -21,7 +22,6 @@ from tunix_lab.lab.record.environment import environment
 from tunix_lab.lab.record.git_state import GitState, git_state
 from tunix_lab.lab.record.journal import Journal, new_run_id
 from tunix_lab.lab.record.manifest import write_manifest
-from tunix_lab.lab.runner import use_compilation_cache
 from tunix_lab.lab.samples import Samples, load_scorer
 from tunix_lab.lab.tracking.sync import start_follower, wait_follower
 from tunix_lab.lab.versioning import dvc_digest, stage_tags
@@ -78,7 +78,7 @@ def evaluate(evaluation: Evaluation, home: Path, settings: LabSettings, out: Pat
       UserError: model or data cannot be used.
     """
     check_places(home, settings, None if out is None else out.parent)
-    use_compilation_cache(settings)
+    set_up_jax(settings)
     for path in (evaluation.prompts, evaluation.pairs):
         if path is not None and not (home / path).is_file():
             raise UserError(f"evaluate: no such file {home / path}; paths are relative to the project {home}")

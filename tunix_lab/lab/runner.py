@@ -12,6 +12,7 @@ from flax import nnx
 from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.lab import build, origin
 from tunix_lab.lab.build_rl import Telling
+from tunix_lab.lab.jax_settings import set_up_jax
 from tunix_lab.lab.journal_logger import JournalLogger
 from tunix_lab.lab.outputs import ADAPTER, write_adapter, write_model, write_records
 from tunix_lab.lab.pages.report import write_report_at_end
@@ -87,7 +88,7 @@ def run(
     spec = loaded.spec
     check_places(home, settings, out)
     make_missing(spec, home)
-    use_compilation_cache(settings)
+    set_up_jax(settings)
     mesh = build.build_mesh(spec)
     tokenizer = Tokenizer.load(origin.tokenizer_folder(spec, home))
     data = build.build_data(spec, home, tokenizer, settings.cache_dir / "tokenised")
@@ -262,12 +263,6 @@ def _tell_parameters(model: Decoder, journal: Journal) -> None:
     _say(f"trains {trained:,} of {total:,} parameters ({trained / total:.2%})")
     for row in rows if adapted else ():
         _say(f"  {row['name']:<40}{row['trained']:>14,}  {row['shapes']}")
-
-
-def use_compilation_cache(settings: LabSettings) -> None:
-    """Keeps compiled programs on disk, the quick ones too: a resumed or repeated run starts without compiling."""
-    jax.config.update("jax_compilation_cache_dir", str(settings.cache_dir / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _parent(base: Path | None) -> str | None:
