@@ -112,7 +112,10 @@ def attend(
 ) -> Float[Array, "batch seq heads dim"]:
     """softmax(softcap(scale · q·k)) · v over the keys that the mask allows; scores and softmax in float32."""
     if softcap is None and query.shape[1] > 1:
-        kernel = "cudnn" if _cudnn_serves(query, key) else "xla"
+        kernel = "xla"
+        if _cudnn_serves(query, key):
+            kernel = "cudnn"
+            mask = mask | ~mask.any(axis=-1, keepdims=True)  # what a query gives that may see nothing must still be a number
         return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation=kernel)
     # The library's attention has no place for a cap, and for the one query of a decoding step it is 1.5 to 2.5 times slower.
     batch, seq, heads, dim = query.shape
