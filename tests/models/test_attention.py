@@ -79,3 +79,5 @@ def test_where_cudnn_serves(monkeypatch, dtype, dim, capability, expected):
     query = lambda length: jnp.zeros((2, length, 4, dim), dtype)  # noqa: E731
     assert attention._cudnn_serves(query(8), query(10)) is expected
     assert not attention._cudnn_serves(query(8), query(9))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    assert not attention._cudnn_serves(query(8), query(10))

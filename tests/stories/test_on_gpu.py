@@ -21,7 +21,7 @@ def verified(project: Project, spec: str, *overrides: str) -> str:
 
 
 def test_a_killed_run_ends_with_the_same_bytes(project: Project) -> None:
-    """In bfloat16: attention is cuDNN's there, whose backward pass adds in any order unless it is told not to."""
+    """In bfloat16, where attention could be cuDNN's, whose backward pass adds in any order."""
     spec = project.write_spec("sft", data=CHAT)
     said = verified(project, str(spec), *HALF)
     assert "is the run that was not killed, bit for bit" in said

@@ -1,6 +1,7 @@
 """Grouped-query attention with rotary positions, a sliding window, an optional cache, and what single families add to it."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -127,8 +128,14 @@ def attend(
 
 
 def _cudnn_serves(query: Array, key: Array) -> bool:
-    """Whether cuDNN's fused attention, which makes no array of scores, takes such arrays on the devices that there are."""
+    """Whether cuDNN's fused attention, which makes no array of scores, takes such arrays on the devices that there are.
+
+    Its backward pass adds in any order, so it is not for who wants the same bits each time: XLA, told to give them, fails to
+    compile it (https://github.com/openxla/xla/pull/46500).
+    """
     if query.dtype not in (jnp.bfloat16, jnp.float16) or "cuda" not in get_backend().platform_version:
+        return False
+    if "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", ""):
         return False
     capability = tuple(map(int, jax.local_devices()[0].compute_capability.split(".")))
     largest = 256 if capability >= (9, 0) else 128
