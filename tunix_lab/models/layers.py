@@ -1,6 +1,7 @@
 """The small layers of the decoder: einsum, RMS norm, token embedding, gated feed-forward."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -13,10 +14,14 @@ from tunix_lab.models.config import Activation, ModelConfig
 
 def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], stddev: float, dtype: str) -> nnx.Param:
     """A parameter drawn from N(0, stddev²); `axes` names its logical axes for `models.sharding`."""
-    return nnx.Param(_draw(rngs.params(), shape, stddev, dtype), axes=axes)
+    key = rngs.params()
+    if isinstance(key, jax.core.Tracer):  # part of a larger program, which may split the array over devices
+        return nnx.Param(_draw(key, shape, stddev, dtype), axes=axes)
+    # The same numbers, from few programs that compile quickly: what has as many elements shares one.
+    return nnx.Param(_draw(key, (math.prod(shape),), stddev, dtype).reshape(shape), axes=axes)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))  # one program for all that are alike
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _draw(key: Array, shape: tuple[int, ...], stddev: float, dtype: str) -> Array:
     return (stddev * jax.random.normal(key, shape)).astype(dtype)
 
