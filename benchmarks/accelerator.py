@@ -206,9 +206,9 @@ def ceilings(is_tiny: bool) -> tuple[float, float]:
 
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gemma3_1b_sft": ("sft", {"model": "gemma3_1b", "rows": 8, "length": 2048, "scan_layers": True}),
+    "gemma3_1b_sft": ("sft", {"model": "gemma3_1b", "rows": 8, "length": 2048, "scan_layers": True, "remat": "block"}),
     "gemma3_1b_decode": ("decode", {"model": "gemma3_1b", "rows": (1, 32), "prompt": 64, "new": 128, "temperature": 1.0}),
-    "gemma3_1b_grpo": ("grpo", {"model": "gemma3_1b", "prompts": 16, "answers": 8, "prompt": 128, "new": 128, "micro": 8}),
+    "gemma3_1b_grpo": ("grpo", {"model": "gemma3_1b", "prompts": 16, "answers": 8, "prompt": 128, "new": 128, "micro": 2}),
     "llama3.1_8b_lora": ("lora", {"model": "llama3.1_8b", "rows": 4, "length": 2048, "scan_layers": True, "remat": "block"}),
     "llama3.1_8b_decode": ("decode", {"model": "llama3.1_8b", "rows": (1, 32), "prompt": 64, "new": 128, "temperature": 1.0}),
 }

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from tunix_lab.models.decoder import init_decoder
-from tunix_lab.models.sharding import make_mesh, place_batch, state_shardings
+from tunix_lab.models.sharding import make_mesh, place_batch
 from tunix_lab.sft.train_state import flat_params
 
 
@@ -30,8 +30,9 @@ def test_rows_that_do_not_divide_are_an_error():
         place_batch({"ids": np.zeros((6, 3))}, make_mesh(4, 2), leading=0)
 
 
-def test_fresh_weights_do_not_depend_on_the_mesh(tiny_config, numpy_params):
-    config, mesh = tiny_config.replace(num_layers=1), make_mesh(2, 4)
-    alone, spread = init_decoder(config, 0), init_decoder(config, 0, lambda state: state_shardings(state, mesh))
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
+def test_fresh_weights_do_not_depend_on_the_mesh(tiny_config, numpy_params, shape):
+    config, mesh = tiny_config.replace(num_layers=1), make_mesh(*shape)
+    alone, spread = init_decoder(config, 0), init_decoder(config, 0, mesh)
     jax.tree.map(np.testing.assert_array_equal, numpy_params(alone), numpy_params(spread))
     assert {array.sharding.mesh for array in flat_params(nnx.state(spread)).values()} == {mesh}

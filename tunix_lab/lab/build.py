@@ -24,7 +24,7 @@ from tunix_lab.lab.prompts import Prompt, sample_prompts
 from tunix_lab.models.adapters import adapter_off, add_lora, has_adapters, merged_params
 from tunix_lab.models.catalog import load_model
 from tunix_lab.models.decoder import Decoder, init_decoder
-from tunix_lab.models.sharding import make_mesh, state_shardings
+from tunix_lab.models.sharding import make_mesh
 from tunix_lab.models.value_head import ValueModel, value_model
 from tunix_lab.perf.trace import HostTracer
 from tunix_lab.sft.checkpoint_manager import CheckpointManager
@@ -102,7 +102,7 @@ def build_base(spec: ExperimentSpec, folder: Path | None, mesh: Mesh, tokenizer:
             f"{tokenizer.vocab_size}: train a smaller tokenizer or take a larger model"
         )
     if folder is None:
-        return init_decoder(config, spec.seed, lambda state: state_shardings(state, mesh))
+        return init_decoder(config, spec.seed, mesh)
     model = load_model(folder, mesh, dtype=config.dtype, param_dtype=config.param_dtype)
     if model.config != config:
         changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(model.config, f.name)]

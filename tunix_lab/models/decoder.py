@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from tunix_lab.models.attention import Attention, LayerCache, layer_kind
@@ -10,6 +11,7 @@ from tunix_lab.models.capture import Capture
 from tunix_lab.models.config import ModelConfig
 from tunix_lab.models.experts import MixtureOfExperts
 from tunix_lab.models.layers import Embedder, FeedForward, Head, RMSNorm
+from tunix_lab.models.sharding import place_model, state_shardings
 from tunix_lab.models.stack import LayerStack, Remat, run_block, stack_layers
 from tunix_lab.ops.masks import causal_mask
 from tunix_lab.ops.softcap import soft_cap
@@ -134,18 +136,22 @@ def for_training(model: Decoder, *, scan_layers: bool, remat: Remat) -> Decoder:
     return changed
 
 
-def init_decoder(config: ModelConfig, seed: int, shardings=None) -> Decoder:
+def init_decoder(config: ModelConfig, seed: int, mesh: Mesh | None = None) -> Decoder:
     """A decoder with random weights.
 
     Args:
       config: its shape.
       seed: the same seed gives the same weights on any mesh.
-      shardings: function from the abstract `nnx.State` to a state of shardings, where they are drawn; None is one device.
+      mesh: where the parameters go; None is one device.
     """
     build = lambda: Decoder(config, rngs=nnx.Rngs(params=seed))  # noqa: E731
-    if shardings is None:
+    if mesh is None:
         return build()
-    # One program for all of them, which no device holds whole; its compilation takes as long as the model is deep.
+    if mesh.size == 1:
+        model = build()
+        place_model(model, mesh)
+        return model
+    # One program draws all of them in their places, for no device may have room for one; the deeper the longer it compiles.
     graph, abstract = nnx.split(nnx.eval_shape(build))
-    state = jax.jit(lambda: nnx.state(build()), out_shardings=shardings(abstract))()
+    state = jax.jit(lambda: nnx.state(build()), out_shardings=state_shardings(abstract, mesh))()
     return nnx.merge(graph, state)
