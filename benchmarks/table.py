@@ -29,7 +29,7 @@ TITLE = "| what | unit | tunix_lab | google-tunix | times better | goal |\n|---|
 
 def line(record: dict) -> str:
     goal = GOALS.get(record["row"])
-    shown = "" if goal is None else f"{goal:.1f}" if record["times_better"] >= goal else f"{goal:.1f} (missed)"
+    shown = "" if goal is None else f"{goal:.2f}" if record["times_better"] >= goal else f"{goal:.2f} (missed)"
     numbers = (_shown(record["ours"]), _shown(record["tunix"]), f"{record['times_better']:.2f}")
     return f"| {record['row'].replace('_', ' ')} | {record['unit']} | {' | '.join(numbers)} | {shown} |"
 

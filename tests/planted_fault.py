@@ -54,7 +54,10 @@ def mask_off_by_one(patch):
     """The mask of the inputs is used for the targets."""
     import jax.numpy as jnp
 
-    wrap(patch, "tunix_lab.sft.losses.cross_entropy", lambda original, logps, mask: original(logps, jnp.roll(mask, -1, axis=1)))
+    def rolled(original, hidden, head, targets, mask, **options):
+        return original(hidden, head, targets, jnp.roll(mask, -1, axis=1), **options)
+
+    wrap(patch, "tunix_lab.sft.losses.head_cross_entropy", rolled)
 
 
 @fault

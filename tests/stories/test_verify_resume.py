@@ -240,7 +240,7 @@ def differences(attempts: Attempts, home: Path) -> dict[str, tuple[str, ...]]:
     attempts.run(home)
     (whole,), (resumed,) = ((folder / "runs").iterdir() for folder in (attempts.whole, home))
     checks = compare(read_outcome(whole, attempts.whole), read_outcome(resumed, home))
-    assert all(check.compared for check in checks)
+    assert [check.what for check in checks if not check.compared] == ["trajectories"]  # this is no reinforcement learning
     return {check.what: check.first for check in checks if check.different}
 
 
