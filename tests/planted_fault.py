@@ -177,13 +177,13 @@ def summed_orpo(patch):
 def everything_trains(patch):
     """A model with adapters trains its base as well."""
     patch.setattr("tunix_lab.sft.train_state.is_lora_model", lambda model: False)
-    patch.setattr("tunix_lab.sft.peft_trainer.is_lora_model", lambda model: False)
+    patch.setattr("tunix_lab.sft.trained_model.is_lora_model", lambda model: False)
 
 
 @fault
 def no_master_weights(patch):
     """Updates are applied to bfloat16 weights and lost."""
-    patch.setattr("tunix_lab.sft.peft_trainer.masters", lambda params, dtype: params)
+    patch.setattr("tunix_lab.sft.trained_model.masters", lambda params, dtype: params)
 
 
 @fault
@@ -208,11 +208,11 @@ def divided_twice(patch):
     """The loss is divided by its weight in the loss and in the update."""
     from tunix_lab.ops.weighted import WeightedMean
 
-    wrap(
-        patch,
-        "tunix_lab.sft.losses.cross_entropy",
-        lambda original, logps, mask: WeightedMean(original(logps, mask).mean, original(logps, mask).count),
-    )
+    def divided(original, *args, **options):
+        loss = original(*args, **options)
+        return WeightedMean(loss.mean, loss.count)
+
+    wrap(patch, "tunix_lab.sft.losses.head_cross_entropy", divided)
 
 
 @fault
@@ -238,7 +238,7 @@ def temperature_not_squared(patch):
 @fault
 def soft_cap_left_out_of_the_loss(patch):
     """The loss is of the uncapped logits."""
-    wrap(patch, "tunix_lab.sft.losses.token_logps", lambda original, *args, softcap=None: original(*args))
+    wrap(patch, "tunix_lab.sft.losses.head_cross_entropy", lambda original, *args, softcap=None: original(*args))
 
 
 # ---- reinforcement learning ----------------------------------------------------------------------------------------------
@@ -259,13 +259,10 @@ def critic_optimizer_not_saved(patch):
     """A restored critic begins with fresh moments."""
     import dataclasses
 
-    def forget(original, self, state):
-        fresh = None if self.critic is None else self.critic.state.opt_state
-        original(self, state)
-        if fresh is not None:
-            self.critic._state = dataclasses.replace(self.critic._state, opt_state=fresh)
+    def forget(original, self, state, step):
+        original(self, dataclasses.replace(state, opt_state=self.state.opt_state), step)
 
-    wrap(patch, "tunix_lab.rl.trainer.RLTrainer._take_state", forget)
+    wrap(patch, "tunix_lab.rl.trainer.CriticTrainer.resume_at", forget)
 
 
 @fault
