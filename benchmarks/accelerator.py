@@ -140,6 +140,7 @@ class Bench:
                 role_to_mesh={role: mesh for role in Role}, training_config=training, rollout_config=rollout
             ),
         )
+        # Between sampler and trainer bfloat16 differs; of random weights in deep models by more than the usual limit.
         learner = GRPOLearner(cluster, GRPOConfig(num_generations=answers, logp_gap_limit=1.0), shapes.reward)
         run = peer_ours.learning(learner, shapes.prompts(0, prompts, prompt, config.vocab_size), warm_up=2)
         found = [{"step": timed(run_and_keep(run, phases := {}), 1), **phases} for _ in range(self.rounds)]

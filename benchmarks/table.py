@@ -22,7 +22,9 @@ GOALS |= {f"{kind}_{rows}: tokens": goal for kind, goal in (("greedy", 1.4), ("t
 GOALS |= {"grpo: step": 2.0, "grpo_top_p: step": 4.0, "grpo_spread: step": 4.0}
 
 # Left out unless all are wanted: memory of decoding, phases of the variants of a step.
-MINOR = re.compile(r"(greedy|temperature|top_p)_\w+: peak memory|(grpo|ppo)_\w+: (rollout|reference|training|peak memory)")
+MINOR = re.compile(
+    r"(greedy|temperature|top_p)_\w+: peak memory|(grpo_top_p|grpo_cache|ppo_spread): (rollout|reference|training|peak memory)"
+)
 
 TITLE = "| what | unit | tunix_lab | google-tunix | times better | goal |\n|---|---|---:|---:|---:|---:|"
 

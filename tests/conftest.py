@@ -22,6 +22,7 @@ if PLATFORM == "cpu":
     jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time of these tests is compilation
 else:
     jax.config.update("jax_default_matmul_precision", "highest")  # float32 means float32
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share the device
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

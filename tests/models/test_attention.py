@@ -48,6 +48,7 @@ def test_half_precision_is_near_to_single(length, dim):
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN is of GPUs")
 def test_cudnn_is_used(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     q, k, v, mask = arrays(64)
 
     def program():
@@ -66,18 +67,38 @@ def test_cudnn_is_used(monkeypatch):
         ("bfloat16", 256, "8.9", False),
         ("bfloat16", 256, "9.0", True),
         ("bfloat16", 264, "9.0", False),
+        ("bfloat16", 128, "12.0", True),
+        ("bfloat16", 256, "10.0", False),
         ("bfloat16", 20, "9.0", False),
         ("bfloat16", 64, "7.5", False),
         ("float32", 64, "9.0", False),
     ],
 )
 def test_where_cudnn_serves(monkeypatch, dtype, dim, capability, expected):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     backend = type("Backend", (), {"platform_version": "PJRT C API\ncuda 13000"})
     device = type("Device", (), {"compute_capability": capability})
     monkeypatch.setattr(attention, "get_backend", backend)
     monkeypatch.setattr(attention.jax, "local_devices", lambda: [device()])
+    monkeypatch.setattr(attention.jax, "device_count", lambda: 4)
     query = lambda length: jnp.zeros((2, length, 4, dim), dtype)  # noqa: E731
     assert attention._cudnn_serves(query(8), query(10)) is expected
     assert not attention._cudnn_serves(query(8), query(9))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    monkeypatch.setattr(attention.jax, "device_count", lambda: 8)  # they might split the queries' heads and not the keys'
     assert not attention._cudnn_serves(query(8), query(10))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", False),
+        ("--xla_dump_to=x --xla_gpu_deterministic_ops=false", False),
+        ("--xla_gpu_deterministic_ops=0", False),
+        ("--xla_gpu_deterministic_ops=true", True),
+        ("--xla_gpu_deterministic_ops --xla_dump_to=x", True),
+        ("--xla_gpu_exclude_nondeterministic_ops=1", True),
+    ],
+)
+def test_who_demands_the_same_bits(monkeypatch, flags, expected):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert attention._same_bits_are_demanded() is expected

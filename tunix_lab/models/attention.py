@@ -128,19 +128,24 @@ def attend(
 
 
 def _cudnn_serves(query: Array, key: Array) -> bool:
-    """Whether cuDNN's fused attention, which makes no array of scores, takes such arrays on the devices that there are.
+    """Whether cuDNN's fused attention, which makes no array of scores for each head, takes such arrays on the default devices.
 
-    Its backward pass adds in any order, so it is not for who wants the same bits each time: XLA, told to give them, fails to
-    compile it (https://github.com/openxla/xla/pull/46500).
+    It wants half precision, heads of a certain size, even lengths, and heads that are split over devices alike. Its backward pass
+    adds in any order, so it is not for who wants the same bits each time: XLA, told to give them, fails to compile it
+    (https://github.com/openxla/xla/pull/46500).
     """
     if query.dtype not in (jnp.bfloat16, jnp.float16) or "cuda" not in get_backend().platform_version:
         return False
-    if "xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", ""):
-        return False
-    capability = tuple(map(int, jax.local_devices()[0].compute_capability.split(".")))
-    largest = 256 if capability >= (9, 0) else 128
-    dim, is_even = query.shape[-1], query.shape[1] % 2 == key.shape[1] % 2 == 0
-    return capability >= (8, 0) and dim <= largest and dim % 8 == 0 and is_even
+    major = int(jax.local_devices()[0].compute_capability.split(".")[0])
+    dim, largest = query.shape[-1], 256 if major == 9 else 128
+    has_size = dim <= largest and dim % 8 == 0 and query.shape[1] % 2 == key.shape[1] % 2 == 0
+    return major >= 8 and has_size and key.shape[2] % jax.device_count() == 0 and not _same_bits_are_demanded()
+
+
+def _same_bits_are_demanded() -> bool:
+    flags = dict(flag.lstrip("-").partition("=")[::2] for flag in os.environ.get("XLA_FLAGS", "").split())
+    names = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
+    return any(flags.get(name, "false").lower() not in ("false", "0") for name in names)
 
 
 def attention_weights(

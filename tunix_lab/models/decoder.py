@@ -151,7 +151,7 @@ def init_decoder(config: ModelConfig, seed: int, mesh: Mesh | None = None) -> De
         model = build()
         place_model(model, mesh)
         return model
-    # One program draws all of them in their places, for no device may have room for one; the deeper the longer it compiles.
+    # One program draws all of them in their places, for no device may have room for the whole model; it compiles long.
     graph, abstract = nnx.split(nnx.eval_shape(build))
     state = jax.jit(lambda: nnx.state(build()), out_shardings=state_shardings(abstract, mesh))()
     return nnx.merge(graph, state)

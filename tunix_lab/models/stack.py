@@ -88,7 +88,9 @@ def stack_layers(layers: Iterable[nnx.Module], remat: Remat) -> LayerStack:
     """
     graphs, states = zip(*map(nnx.split, layers), strict=True)
     if any(jax.tree.structure(state) != jax.tree.structure(states[0]) for state in states):
-        raise ValueError("the layers differ in their parameters (adapters in some only?), so they cannot be run as a scan")
+        raise ValueError(
+            "the layers differ in their parameters (adapters in some only?), so they cannot be run as a scan; leave it out"
+        )
     return LayerStack(nnx.merge(graphs[0], jax.tree.map(_stack, *states)), remat)
 
 

@@ -74,7 +74,8 @@ class TrainingConfig:
       max_inflight_computations: updates that may be dispatched before the host waits for the oldest.
       master_dtype: trained parameters of lower precision are kept in this dtype (numpy name) and rounded to their own for every
         forward pass, so that updates smaller than their resolution add up; None trains them as they are.
-      scan_layers: run a decoder's layers as a scan, which compiles one instead of all; their arrays are stacked, copied once.
+      scan_layers: run a decoder's layers as a scan, which compiles one instead of all; their arrays, which must be of the same
+        kinds in all layers, are stacked, copied once.
       remat: what the backward pass of a decoder computes again instead of keeping it: "none"; "dots", all but matrix products;
         "block", everything within a layer.
       skip_nonfinite: an update whose loss or gradient is not finite changes nothing, and is counted in the metric `skipped`.
