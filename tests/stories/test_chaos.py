@@ -153,7 +153,7 @@ def torment(arena: Arena, algorithm: str, reference: Reference, number: int, see
     assert len(finished) == 1, (algorithm, number, process.returncode, said)
     expected = read_outcome(reference.project.runs()[0], reference.project.home)
     checks = compare(expected, read_outcome(finished[0], project.home))
-    assert all(check.compared for check in checks)
+    assert [check.what for check in checks if not check.compared] == ([] if algorithm in RL_KINDS else ["trajectories"])
     wrong = [f"{algorithm} {number}: {check.what}: {'; '.join(check.first)}" for check in checks if check.different]
     if not wrong:
         shutil.rmtree(project.home)
