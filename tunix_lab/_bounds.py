@@ -39,7 +39,8 @@ def check_bounds(config: object) -> None:
 
 def _bounds_of(hint: object) -> list[object]:
     """The bounds in `Annotated[X, …]`, also inside `Annotated[X, …] | None`."""
-    found = [m for m in getattr(hint, "__metadata__", ()) if type(m) in _CHECKS]
+    is_annotated = typing.get_origin(hint) is typing.Annotated
+    found = [m for m in hint.__metadata__ if type(m) in _CHECKS] if is_annotated else []
     for argument in typing.get_args(hint):
         if typing.get_origin(argument) is typing.Annotated:
             found += _bounds_of(argument)

@@ -105,7 +105,7 @@ def build_base(spec: ExperimentSpec, folder: Path | None, mesh: Mesh, tokenizer:
         return init_decoder(config, spec.seed, mesh)
     model = load_model(folder, mesh, dtype=config.dtype, param_dtype=config.param_dtype)
     if model.config != config:
-        changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(model.config, f.name)]
+        changed = [name for name, value in vars(config).items() if value != vars(model.config)[name]]
         raise UserError(f"{folder}: not a {spec.model.family} {spec.model.size}: its config.json differs in {', '.join(changed)}")
     return model
 

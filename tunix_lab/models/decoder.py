@@ -145,11 +145,10 @@ def init_decoder(config: ModelConfig, seed: int, mesh: Mesh | None = None) -> De
       mesh: where the parameters go; None is one device.
     """
     build = lambda: Decoder(config, rngs=nnx.Rngs(params=seed))  # noqa: E731
-    if mesh is None:
-        return build()
-    if mesh.size == 1:
+    if mesh is None or mesh.size == 1:
         model = build()
-        place_model(model, mesh)
+        if mesh is not None:
+            place_model(model, mesh)
         return model
     # One program draws all of them in their places, for no device may have room for the whole model; it compiles long.
     graph, abstract = nnx.split(nnx.eval_shape(build))
