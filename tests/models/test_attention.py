@@ -84,6 +84,9 @@ def test_where_cudnn_serves(monkeypatch, dtype, dim, capability, expected):
     query = lambda length: jnp.zeros((2, length, 4, dim), dtype)  # noqa: E731
     assert attention._cudnn_serves(query(8), query(10)) is expected
     assert not attention._cudnn_serves(query(8), query(9))
+    with monkeypatch.context() as demanded:
+        demanded.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+        assert not attention._cudnn_serves(query(8), query(10))
     monkeypatch.setattr(attention.jax, "device_count", lambda: 8)  # they might split the queries' heads and not the keys'
     assert not attention._cudnn_serves(query(8), query(10))
 
