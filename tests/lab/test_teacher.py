@@ -1,4 +1,4 @@
-"""The teacher of a distillation: where it is found, that a run is told by it, and that its tokens are the student's."""
+"""The teacher of a distillation: where it is found, that a run is told by it, that its tokens are the student's; a wrong base."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from tunix_lab.data.tokenizer import Tokenizer
 from tunix_lab.data.tokenizer_training import train_tokenizer
 from tunix_lab.distillation import strategies
 from tunix_lab.errors import UserError
-from tunix_lab.lab.build import _vocab_mapping, build_strategy, build_teacher
+from tunix_lab.lab.build import _vocab_mapping, build_base, build_strategy, build_teacher
 from tunix_lab.lab.origin import teacher_folder, teacher_identity
 from tunix_lab.lab.record.manifest import Inputs, _origin_tags
 from tunix_lab.lab.versioning import dvc_digest
@@ -161,3 +161,14 @@ def test_tables_with_unused_rows_share_the_tokenizers_ids(tokenizer):
 )
 def test_strategies_have_the_specs_knobs(section, strategy):
     assert build_strategy(section, 5) == strategy
+
+
+def test_a_base_that_is_another_model(tmp_path):
+    """Says in what it differs from the model that the spec names."""
+    shallow = Gemma3Config.gemma3_pico().replace(num_layers=1)
+    folder = tmp_path / "final"
+    save_model(flat_params(nnx.state(init_decoder(shallow, seed=0))), shallow, folder)
+    rows = [{"text": "Mia has 7 pens."}]
+    train_tokenizer(rows, 300, tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="not a gemma3 pico: its config.json differs in num_layers"):
+        build_base(spec_of(None), folder, make_mesh(1, 1), Tokenizer.load(tmp_path / "tokenizer"))
